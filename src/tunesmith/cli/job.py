@@ -1,0 +1,135 @@
+"""`tunesmith job list | show | logs | resume`: the jobs of this machine."""
+
+from __future__ import annotations
+
+import os
+from typing import Annotated, Any
+
+import typer
+
+from tunesmith.cli.output import Output
+
+app = typer.Typer(
+    rich_markup_mode=None, pretty_exceptions_enable=False, add_completion=False, no_args_is_help=True,
+    help="List, show and resume jobs.",
+)  # fmt: skip
+
+JobArgument = Annotated[str, typer.Argument(metavar="JOB", help="A job's id.")]
+JsonOption = Annotated[bool, typer.Option("--json", help="End with one JSON object on the last line.")]
+
+
+@app.callback()
+def job() -> None:
+    """List, show and resume jobs."""
+
+
+@app.command("list")
+def list_(json_wanted: JsonOption = False) -> int:
+    """List the jobs of this machine, the newest first."""
+    from tunesmith.jobs.home import open_home
+    from tunesmith.jobs.records import read_records
+
+    output = Output(json_wanted=json_wanted)
+    records, faults = read_records(open_home(os.environ))
+    for fault in faults:
+        output.warn(f"! {fault}")
+    if json_wanted:
+        output.result({"jobs": [record.as_json() for record in records]})
+        return 0
+    if not records:
+        output.say("No jobs yet. `tunesmith demo` runs the first one.")
+    for record in records:
+        state = record.state.value + (f" ({record.phase})" if record.phase else "")
+        output.say(f"{record.job_id}  {record.created_at[:19]}  {state:<26}  {record.model_version}  {record.name}")
+    return 0
+
+
+@app.command()
+def show(job: JobArgument, json_wanted: JsonOption = False) -> int:
+    """Show a job: its state, its settings, its epochs, its verdict."""
+    from tunesmith.cli.report import EPOCH_HEADER, epoch_line, tell_samples, tell_verdict
+    from tunesmith.cli.running import tell_artifact
+    from tunesmith.jobs.events import job_result, read_history
+    from tunesmith.jobs.home import open_home
+    from tunesmith.jobs.records import find_job, read_job_file, read_record
+
+    output = Output(json_wanted=json_wanted)
+    folder = find_job(open_home(os.environ), job)
+    record, job_file, result = read_record(folder), read_job_file(folder), job_result(folder)
+    history = read_history(folder)
+    if json_wanted:
+        shown: dict[str, Any] = {
+            **result.as_json(),
+            "record": record.as_json(),
+            "settings": job_file.settings.as_json(),
+            "plan_reasons": job_file.plan_reasons,
+            "notices": [notice.model_dump(mode="json") for notice in history.notices],
+            "samples": [sample.as_json() for sample in history.samples],
+            "folder": str(folder.path),
+        }
+        output.result(shown)
+        return 0
+    output.say(f"{record.job_id}  {record.name}")
+    if job_file.description:
+        output.say(job_file.description)
+    output.say(f"state     {record.state.value}" + (f", phase {record.phase}" if record.phase else ""))
+    output.say(f"base      {job_file.base.name}")
+    output.say(f"version   {record.model_version}")
+    output.say(f"created   {record.created_at}" + (f", finished {record.finished_at}" if record.finished_at else ""))
+    output.say(f"attempts  {record.attempts}")
+    output.say(f"folder    {folder.path}")
+    if history.last_step is not None and result.verdict is None:
+        output.say(f"step      {history.last_step.step:,} of {history.last_step.steps:,}")
+    if history.epochs:
+        output.say(EPOCH_HEADER)
+    for epoch in sorted(history.epochs.values(), key=lambda epoch: epoch.epoch):
+        output.say(epoch_line(epoch.epoch, epoch.training, epoch.validation))
+    for notice in history.notices:
+        output.say(f"! {notice.message}" + (f" {notice.hint}" if notice.hint else ""))
+    tell_samples(output, history.samples)
+    if result.verdict is not None:
+        tell_verdict(output, result.verdict)
+    if result.artifact_uri is not None:
+        tell_artifact(output, result)
+    if record.failure is not None:
+        output.say(f"{record.failure['code']}: {record.failure['message']} {record.failure['hint'] or ''}".rstrip())
+    return 0
+
+
+@app.command()
+def logs(
+    job: JobArgument,
+    lines: Annotated[int, typer.Option("--lines", min=1, help="How many lines from the end.")] = 200,
+    json_wanted: JsonOption = False,
+) -> int:
+    """Show the end of a job's worker log."""
+    from tunesmith.jobs.home import open_home
+    from tunesmith.jobs.records import find_job, last_lines
+
+    output = Output(json_wanted=json_wanted)
+    folder = find_job(open_home(os.environ), job)
+    found = last_lines(folder.worker_log, lines=lines)
+    if json_wanted:
+        output.result({"job_id": folder.job_id, "path": str(folder.worker_log), "lines": found})
+        return 0
+    for line in found:
+        output.say(line)
+    if not found:
+        output.say(f"The log {folder.worker_log} is empty: the worker had nothing to say beside its events.")
+    return 0
+
+
+@app.command()
+def resume(job: JobArgument, json_wanted: JsonOption = False) -> int:
+    """Go on with a job in the foreground, from its newest checkpoint or beside its living worker.
+
+    A finished job tells its result again.
+    """
+    from tunesmith.cli.report import Reporter
+    from tunesmith.cli.running import run_in_foreground
+    from tunesmith.jobs.home import open_home
+    from tunesmith.jobs.records import find_job
+
+    output = Output(json_wanted=json_wanted)
+    home = open_home(os.environ)
+    return run_in_foreground(lambda: find_job(home, job), output=output, reporter=Reporter(output))

@@ -1,0 +1,113 @@
+"""Where a command's words go: human text and, under `--json`, one object on the last line of standard output.
+
+User text never reaches a terminal as it is: control and bidirectional characters are shown, not obeyed. A reader that
+went away (a closed pipe) silences the output and stops nothing.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+import unicodedata
+from typing import Any, TextIO
+
+from tunesmith.errors import ErrorForm
+
+# Characters that reorder or hide what is beside them.
+HIDDEN = frozenset(
+    "\u061c\u200b\u200e\u200f\u2028\u2029\u202a\u202b\u202c\u202d\u202e\u2060\u2066\u2067\u2068\u2069\ufeff"
+)
+
+
+def visible(text: str, *, keep_newlines: bool = False) -> str:
+    """`text` with every control or bidirectional character written out, as in `\\x1b` and `\\u202e`."""
+    return "".join(
+        character if (character == "\n" and keep_newlines) or not _acts(character) else _written(character)
+        for character in text
+    )
+
+
+def _acts(character: str) -> bool:
+    return character in HIDDEN or unicodedata.category(character) in ("Cc", "Cs")
+
+
+def _written(character: str) -> str:
+    return character.encode("unicode_escape").decode("ascii")
+
+
+class Output:
+    """The two streams of one command."""
+
+    def __init__(self, *, json_wanted: bool) -> None:
+        self.json_wanted = json_wanted
+        for stream in (sys.stdout, sys.stderr):
+            if hasattr(stream, "reconfigure"):
+                stream.reconfigure(errors="backslashreplace")  # type: ignore[union-attr]  # text files have it
+
+    @property
+    def human(self) -> TextIO:
+        """The stream for people: standard error where standard output is for a program."""
+        return sys.stderr if self.json_wanted else sys.stdout
+
+    def say(self, text: str = "") -> None:
+        """A line for people; its newlines count, everything else that acts on a terminal is shown."""
+        self._write(self.human, visible(text, keep_newlines=True) + "\n")
+
+    def warn(self, text: str) -> None:
+        """A line on standard error whatever else is asked for."""
+        self._write(sys.stderr, visible(text, keep_newlines=True) + "\n")
+
+    def result(self, value: Any) -> None:
+        """The object of `--json`, on one line; nothing without it."""
+        if self.json_wanted:
+            self._write(sys.stdout, json.dumps(value, ensure_ascii=False, allow_nan=False) + "\n")
+
+    def error(self, form: ErrorForm) -> None:
+        """An error for people on standard error, and for a program as the last line of standard output."""
+        self.warn(f"error: {form['message']}")
+        if form["hint"]:
+            self.warn(f"  {form['hint']}")
+        self.warn(f"  ({form['code']})")
+        self.result({"error": form})
+
+    def _write(self, stream: TextIO, text: str) -> None:
+        try:
+            stream.write(text)
+            stream.flush()
+        except BrokenPipeError:
+            silence(stream)
+
+
+def silence(stream: TextIO) -> None:
+    """Send what is still to come nowhere: the reader is gone, the work is not."""
+    nowhere = os.open(os.devnull, os.O_WRONLY)
+    os.dup2(nowhere, stream.fileno())
+    os.close(nowhere)
+
+
+class Unbreakable:
+    """A stream for rich that survives its reader's leaving."""
+
+    def __init__(self, stream: TextIO) -> None:
+        self._stream = stream
+        self.encoding = stream.encoding
+
+    def write(self, text: str) -> int:
+        try:
+            return self._stream.write(text)
+        except BrokenPipeError:
+            silence(self._stream)
+            return len(text)
+
+    def flush(self) -> None:
+        try:
+            self._stream.flush()
+        except BrokenPipeError:
+            silence(self._stream)
+
+    def isatty(self) -> bool:
+        return self._stream.isatty()
+
+    def fileno(self) -> int:
+        return self._stream.fileno()

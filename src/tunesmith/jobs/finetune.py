@@ -1,0 +1,245 @@
+"""The whole way of a fine-tuning job up to its start: check, inspect, plan, write the job's folder.
+
+In: a request and settings. Out: a `PreparedJob` (which `tunesmith plan` shows), then a job's folder that
+`supervisor.run_job` runs. Nothing is written outside the caches before every check has passed.
+"""
+
+from __future__ import annotations
+
+import re
+import shutil
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+from tunesmith.data.rows import check_file, require_rows
+from tunesmith.errors import InputRefused, MachineCannot
+from tunesmith.jobs.home import Home
+from tunesmith.jobs.inspection import Inspection
+from tunesmith.jobs.models import FoundModel, find_model
+from tunesmith.jobs.records import JobFolder, create_job, new_job_id, now, read_records
+from tunesmith.jobs.settings import option_name, refuse_not_built
+from tunesmith.jobs.versions import next_version
+from tunesmith.plan.machine import Machine, this_machine
+from tunesmith.plan.resolve import refuse_precision, resolve
+from tunesmith.plan.speed import machine_speed
+from tunesmith.spec.datasets import DatasetInput, DatasetReport, InspectRequest, Notice, Preparation
+from tunesmith.spec.jobs import FINAL_STATES, JobFile, JobRecord, JobState
+from tunesmith.spec.models import ModelFacts
+from tunesmith.spec.plan import Plan
+from tunesmith.spec.requests import FinetuneRequest
+from tunesmith.spec.training import TrainingSettings
+from tunesmith.storage.locations import local_path
+from tunesmith.storage.publish import check_target
+from tunesmith.versions import numeric_versions
+
+Progress = Callable[[str], None]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PreparedJob:
+    """All that is known before the start."""
+
+    request: FinetuneRequest
+    model: FoundModel
+    facts: ModelFacts
+    datasets: list[DatasetInput]
+    reports: list[DatasetReport]
+    preparation: Preparation
+    plan: Plan
+    machine: Machine
+    version_set: str
+    target: Path | None  # None: under the home, by version set and number
+
+    def notices(self) -> list[Notice]:
+        """Everything that must be said before the start, each once."""
+        told = [
+            *(Notice(code="MODEL", message=message) for message in self.facts.notices),
+            *self.preparation.notices,
+            *self.plan.notices,
+        ]
+        return list({(notice.code, notice.message): notice for notice in told}.values())
+
+
+def prepare_job(
+    request: FinetuneRequest,
+    settings: TrainingSettings,
+    *,
+    home: Home,
+    environment: Mapping[str, str],
+    progress: Progress,
+    with_previews: bool = False,
+) -> PreparedJob:
+    """Every check, the inspection and the plan. Raises the first refusal; leaves nothing but caches."""
+    refuse_not_built(request, settings)
+    model = find_model(request.model)
+    datasets = find_datasets(request)
+    target = local_path(request.results, field="--results") if request.results is not None else None
+    if target is not None:
+        _check_results(target, datasets=datasets, model=model, home=home)
+    question = InspectRequest(
+        model_name=model.name,
+        model_path=str(model.path),
+        datasets=datasets,
+        settings=_without_split(settings) if request.validation_dataset is not None else settings,
+        cache_folder=str(home.cache),
+        with_previews=with_previews,
+    )
+    # the worker looks at the model and counts tokens while the rows are checked here
+    with Inspection(question, home=home, environment=environment) as inspection:
+        progress("checking the rows")
+        reports = [check_rows(dataset) for dataset in datasets]
+        machine = this_machine(environment)
+        refuse_precision(settings, machine)
+        progress("inspecting the model and counting tokens")
+        response = inspection.answer()
+    assert response.facts is not None and response.preparation is not None and question.settings is not None
+    progress("planning")
+    plan = resolve(
+        question.settings,
+        facts=response.facts,
+        preparation=response.preparation,
+        machine=machine,
+        speed=machine_speed(machine, cache=home.cache),
+    )
+    _require_disk(home.jobs, plan.disk_bytes, field="TUNESMITH_HOME")
+    if target is not None:
+        _require_disk(target, plan.disk_bytes // 3, field="results")
+    return PreparedJob(
+        request=request,
+        model=model,
+        facts=response.facts,
+        datasets=datasets,
+        reports=reports,
+        preparation=response.preparation,
+        plan=plan,
+        machine=machine,
+        version_set=request.version_set or default_version_set(model.name, request.dataset),
+        target=target,
+    )
+
+
+def submit(prepared: PreparedJob, *, home: Home, command: list[str]) -> JobFolder:
+    """Give the job its id, its version number and its folder. From here on it can be resumed."""
+    number = next_version(home, prepared.version_set)
+    model_version = f"{prepared.version_set}:{number}"
+    job_id = new_job_id()
+    created_at = now()
+    name = prepared.request.name or model_version
+    target = prepared.target or home.results / prepared.version_set / str(number)
+    job_file = JobFile(
+        job_id=job_id,
+        model_version=model_version,
+        name=name,
+        description=prepared.request.description,
+        created_at=created_at,
+        base=prepared.facts,
+        datasets=prepared.datasets,
+        cache_folder=str(home.cache),
+        settings=prepared.plan.settings,
+        plan_reasons=prepared.plan.reasons,
+        threads=prepared.plan.threads,
+        device=prepared.plan.device,
+        versions=numeric_versions(),
+    )
+    record = JobRecord(
+        job_id=job_id,
+        state=JobState.ACCEPTED,
+        phase=None,
+        name=name,
+        model_version=model_version,
+        created_at=created_at,
+        worker_started_at=None,
+        results_uri=target.as_uri(),
+        command=command,
+    )
+    return create_job(home, record=record, job_file=job_file, preparation=prepared.preparation, plan=prepared.plan)
+
+
+def find_datasets(request: FinetuneRequest) -> list[DatasetInput]:
+    """The dataset files by role, each there and readable. Raises InputRefused."""
+    roles: list[tuple[Literal["training", "validation", "test"], str | None, str]] = [
+        ("training", request.dataset, "dataset"),
+        ("validation", request.validation_dataset, "validation_dataset"),
+        ("test", request.test_dataset, "test_dataset"),
+    ]
+    return [
+        DatasetInput(role=role, path=str(dataset_path(text, field=field)), name=text, columns=dict(request.columns))
+        for role, text, field in roles
+        if text is not None
+    ]
+
+
+def dataset_path(text: str, *, field: str) -> Path:
+    """The file behind a DATASET argument. Raises InputRefused where it is no readable file."""
+    option = option_name(field)
+    path = local_path(text, field=option)
+    try:
+        if not path.is_file():
+            what = "is a folder" if path.is_dir() else "is no regular file" if path.exists() else "does not exist"
+            raise InputRefused(
+                "DATASET_NOT_FOUND",
+                f"{option} {text!r} {what}.",
+                field=field,
+                hint="Name a JSONL, CSV or Parquet file.",
+            )
+        with path.open("rb"):
+            pass
+    except OSError as error:
+        raise InputRefused(
+            "DATASET_NOT_READABLE", f"{option} {text!r} cannot be read: {error.strerror}.", field=field
+        ) from error
+    return path
+
+
+def check_rows(dataset: DatasetInput) -> DatasetReport:
+    report = check_file(Path(dataset.path), columns=dataset.columns, name=dataset.name)
+    require_rows(report)
+    return report
+
+
+def default_version_set(model_name: str, dataset: str) -> str:
+    """`demo-rows` for tunesmith/demo tuned on rows.jsonl: letters, digits, dots, dashes and underscores."""
+    words = (model_name.rpartition("/")[2], Path(dataset).name.partition(".")[0])
+    cleaned = [re.sub(r"[^A-Za-z0-9._-]+", "-", word).strip("-._") for word in words]
+    return "-".join(word for word in cleaned if word)[:64].rstrip("-._") or "model"
+
+
+def _without_split(settings: TrainingSettings) -> TrainingSettings:
+    """With an own validation file nothing is split off."""
+    return settings.model_copy(update={"validation_fraction": 0.0})
+
+
+def _check_results(target: Path, *, datasets: list[DatasetInput], model: FoundModel, home: Home) -> None:
+    """Where results go is no place that holds something else: a dataset, the model, another job."""
+    resolved = target.resolve()
+    places = [(Path(dataset.path).resolve(), f"the dataset {dataset.name}") for dataset in datasets]
+    places += [(path.parent, f"the folder of {what}") for path, what in places if path.parent == resolved]
+    places += [(model.path.resolve(), f"the model {model.name}"), (home.jobs.resolve(), "the folder of all jobs")]
+    for record in read_records(home)[0]:
+        if record.state not in FINAL_STATES:
+            other = local_path(record.results_uri, field="results").resolve()
+            places.append((other, f"the results location of the unfinished job {record.job_id}"))
+    for place, what in places:
+        is_same = resolved == place
+        if is_same or resolved.is_relative_to(place):
+            raise InputRefused(
+                "RESULTS_TAKEN",
+                f"The results location {target} {'is' if is_same else 'lies inside'} {what}.",
+                field="results",
+                hint="Choose a folder of its own.",
+            )
+    check_target(target)
+
+
+def _require_disk(folder: Path, needed: int, *, field: str) -> None:
+    existing = next(path for path in (folder, *folder.parents) if path.exists())
+    free = shutil.disk_usage(existing).free
+    if free < needed:
+        raise MachineCannot(
+            "DISK_FULL",
+            f"The run needs about {needed / 1e6:,.0f} MB on the disk of {folder}; {free / 1e6:,.0f} MB are free.",
+            field=field,
+            hint="Free some space or choose a folder on another disk.",
+        )

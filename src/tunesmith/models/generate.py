@@ -1,0 +1,89 @@
+"""Greedy generation for a few prompts: samples, the verdict's exact match. Serving many users is `deploy/`'s matter.
+
+In come token ids of rendered prompts, out go the new ids without the end token. Prompts run in left-padded batches
+with a key-value cache, with whatever adapter the model carries at that moment; finished answers leave the batch.
+
+Dimensions: B prompts of a batch, L longest prompt, V vocabulary.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Sequence
+from typing import Any, cast
+
+import torch
+from torch import Tensor, nn
+
+BATCH_TOKENS = 16_384  # prompt and answer places of one batch; bounds the cache
+
+
+@torch.inference_mode()
+def greedy(
+    model: nn.Module, prompts: Sequence[Sequence[int]], *, max_new_tokens: int, end_ids: Collection[int]
+) -> list[list[int]]:
+    """The most likely next token, again and again, until an end token or `max_new_tokens`; in the prompts' order.
+
+    Raises ValueError for an empty prompt.
+    """
+    if any(not prompt for prompt in prompts):
+        raise ValueError("a prompt needs at least one token")
+    answers: list[list[int]] = [[] for _ in prompts]
+    by_length = sorted(range(len(prompts)), key=lambda index: -len(prompts[index]))
+    while by_length:
+        places = len(prompts[by_length[0]]) + max_new_tokens
+        count = max(1, BATCH_TOKENS // places)
+        batch, by_length = by_length[:count], by_length[count:]
+        found = _greedy_batch(model, [prompts[index] for index in batch], max_new_tokens, frozenset(end_ids))
+        for index, answer in zip(batch, found, strict=True):
+            answers[index] = answer
+    return answers
+
+
+def _greedy_batch(
+    model: nn.Module, prompts: list[Sequence[int]], max_new_tokens: int, end_ids: frozenset[int]
+) -> list[list[int]]:
+    from transformers import DynamicCache
+
+    device = next(model.parameters()).device
+    longest = max(len(prompt) for prompt in prompts)
+    padding = [longest - len(prompt) for prompt in prompts]
+    tokens = torch.tensor(
+        [[0] * missing + list(prompt) for missing, prompt in zip(padding, prompts, strict=True)], device=device
+    )
+    is_real = torch.arange(longest + max_new_tokens, device=device) >= torch.tensor(padding, device=device)[:, None]
+    positions = (torch.arange(longest, device=device) - torch.tensor(padding, device=device)[:, None]).clamp_(min=0)
+    cache = DynamicCache(config=cast(Any, model).config)
+    answers: list[list[int]] = [[] for _ in prompts]
+    rows = list(range(len(prompts)))  # of each place in the batch
+    finished: set[int] = set()
+    for number in range(max_new_tokens):
+        logits_BV = _next_logits(model, tokens, is_real[:, : longest + number], positions, cache)
+        chosen = logits_BV.argmax(-1)
+        for row, token in zip(rows, chosen.tolist(), strict=True):
+            if token in end_ids:
+                finished.add(row)
+            elif row not in finished:
+                answers[row].append(token)
+        going_on = [place for place, row in enumerate(rows) if row not in finished]
+        if not going_on:
+            break
+        if 2 * len(going_on) <= len(rows):  # dropping rows copies the cache: done when it halves the work
+            keep = torch.tensor(going_on, device=device)
+            cache.batch_select_indices(keep)
+            is_real, positions, chosen = is_real[keep], positions[keep], chosen[keep]
+            rows = [rows[place] for place in going_on]
+        tokens, positions = chosen[:, None], positions[:, -1:] + 1
+    return answers
+
+
+def _next_logits(model: nn.Module, tokens: Tensor, is_real: Tensor, positions: Tensor, cache: Any) -> Tensor:
+    """Logits (B, V) after the last of `tokens`; the cache grows by them."""
+    output = model(
+        input_ids=tokens,
+        attention_mask=is_real.long(),
+        position_ids=positions,
+        past_key_values=cache,
+        use_cache=True,
+        logits_to_keep=1,
+    )
+    return output.logits[:, -1]

@@ -1,0 +1,257 @@
+"""LoRA on the frozen linear modules of a base model (Hu et al. 2021), as PEFT defines it.
+
+`inject` replaces each targeted nn.Linear or transformers Conv1D by a `LoraLinear` that holds it: y = base(x) +
+scaling * B A drop(x), with A (r, in) and B (out, r) in float32. The forward and backward passes are written by hand:
+no gradient for the frozen weight, no input gradient where nothing asks for it, and nothing saved but the input, the
+mask and the r-wide inner values. Dropout is drawn by position (`kernels/dropout.py`), so a module needs to know where
+in the run it stands: `set_dropout_position` before a training forward, `clear_dropout_position` for evaluation.
+
+Dimensions: N tokens, I in_features, O out_features, r LoRA rank.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any, cast
+
+import torch
+from torch import Tensor, nn
+
+from tunesmith.errors import MachineCannot, TunesmithError
+from tunesmith.kernels.dropout import column_keys, keep_mask, keep_rate, row_keys
+from tunesmith.models.targets import choose_targets, require_rank
+from tunesmith.spec.training import TrainingSettings, scaling
+
+PARAMETER_A = "lora_A.weight"
+PARAMETER_B = "lora_B.weight"
+_CLOCK = "tunesmith_clock"
+
+
+@dataclass(slots=True)
+class DropoutPosition:
+    """A place in the run: the first token of the forward pass is number `offset` of the step."""
+
+    seed: int
+    step: int
+    offset: int
+
+
+class LoraClock:
+    """What all LoRA modules of one model share: whether they are on, and where in the run the next forward stands."""
+
+    def __init__(self) -> None:
+        self.is_enabled = True
+        self.position: DropoutPosition | None = None
+        self._row_keys: Tensor | None = None
+
+    def move(self, position: DropoutPosition | None) -> None:
+        self.position = position
+        self._row_keys = None
+
+    def row_keys(self, count: int, device: torch.device) -> Tensor:
+        """Dropout keys of the forward's tokens, made once for all modules."""
+        assert self.position is not None
+        keys = self._row_keys
+        if keys is None or keys.shape[0] != count or keys.device != device:
+            place = self.position
+            keys = row_keys(seed=place.seed, step=place.step, offset=place.offset, count=count, device=device)
+            self._row_keys = keys
+        return keys
+
+
+class LoraLinear(nn.Module):
+    """A frozen linear module with its adapter. `lora_A` and `lora_B` are the only trainable parameters."""
+
+    def __init__(self, base: nn.Module, *, name: str, index: int, settings: TrainingSettings, clock: LoraClock) -> None:
+        super().__init__()
+        weight = base.weight
+        assert isinstance(weight, Tensor)
+        self.base = base
+        self.name = name
+        self.index = index
+        self.is_transposed = _is_conv1d(base)
+        self.in_features, self.out_features = _sizes(base)
+        self.scaling = scaling(settings)
+        self.dropout = settings.lora_dropout
+        self.clock = clock
+        self.register_buffer("_column_keys", None, persistent=False)
+        rank = settings.lora_rank
+        self.lora_A = nn.Parameter(_initial_a(rank, self.in_features, seed=settings.seed, name=name).to(weight.device))
+        self.lora_B = nn.Parameter(torch.zeros(self.out_features, rank, device=weight.device))
+
+    def extra_repr(self) -> str:
+        return f"in={self.in_features}, out={self.out_features}, r={self.lora_A.shape[0]}, scaling={self.scaling}"
+
+    def forward(self, x: Tensor) -> Tensor:
+        if not self.clock.is_enabled:
+            return self.base(x)
+        weight, bias = self.base.weight, self.base.bias
+        assert isinstance(weight, Tensor)
+        weight_OI = weight.t() if self.is_transposed else weight
+        x_NI = x.reshape(-1, self.in_features)
+        mask_NI, factor = None, self.scaling
+        if self.clock.position is not None and self.dropout > 0:
+            mask_NI = self._keep_mask(x_NI)
+            factor /= keep_rate(self.dropout)
+        y_NO = _LoraProduct.apply(x_NI, weight_OI, bias, self.lora_A, self.lora_B, mask_NI, factor)
+        return y_NO.view(*x.shape[:-1], self.out_features)
+
+    def _keep_mask(self, x_NI: Tensor) -> Tensor:
+        keys = self._column_keys
+        if keys is None or keys.device != x_NI.device:
+            keys = column_keys(module_index=self.index, num_features=self.in_features, device=x_NI.device)
+            self._column_keys = keys
+        return keep_mask(
+            self.clock.row_keys(x_NI.shape[0], x_NI.device),
+            keys,
+            num_features=self.in_features,
+            probability=self.dropout,
+            dtype=x_NI.dtype,
+        )
+
+
+class _LoraProduct(torch.autograd.Function):
+    """y = x W^T + b + f (m * x) A^T B^T for a frozen W; gradients for A, B and, where asked for, x.
+
+    With u = (m * x) A^T and g the gradient of y: dB = f g^T u; dA = (f g B)^T (m * x); dx = g W + m * (f g B A).
+    A and B are cast to x's dtype here, their gradients come back in float32.
+    """
+
+    @staticmethod
+    def forward(
+        ctx: Any,
+        x_NI: Tensor,
+        weight_OI: Tensor,
+        bias_O: Tensor | None,
+        a_rI: Tensor,
+        b_Or: Tensor,
+        mask_NI: Tensor | None,
+        factor: float,
+    ) -> Tensor:
+        a, b = a_rI.to(x_NI.dtype), b_Or.to(x_NI.dtype)
+        kept_NI = x_NI if mask_NI is None else x_NI * mask_NI
+        inner_Nr = kept_NI @ a.t()
+        y_NO = nn.functional.linear(x_NI, weight_OI, bias_O)
+        y_NO.addmm_(inner_Nr, b.t(), alpha=factor)
+        # A CPU keeps the masked input (2-3 % of a step); on a GPU q, k and v share the one unmasked input they save.
+        ctx.is_kept = x_NI.is_cpu
+        ctx.save_for_backward(kept_NI if ctx.is_kept else x_NI, weight_OI, a, b, mask_NI, inner_Nr)
+        ctx.factor = factor
+        return y_NO
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
+        (g_NO,) = gradients
+        x_NI, weight_OI, a, b, mask_NI, inner_Nr = ctx.saved_tensors
+        g_inner_Nr = (g_NO @ b).mul_(ctx.factor)
+        # In the product's own precision first, then float32: the masters are float32, the activations may not be.
+        g_b = (g_NO.t() @ inner_Nr).float().mul_(ctx.factor)
+        kept_NI = x_NI if ctx.is_kept or mask_NI is None else x_NI * mask_NI
+        g_a = (g_inner_Nr.t() @ kept_NI).float()
+        g_x = None
+        if ctx.needs_input_grad[0]:
+            g_x = g_inner_Nr @ a
+            if mask_NI is not None:
+                g_x.mul_(mask_NI)
+            g_x.addmm_(g_NO, weight_OI)
+        return g_x, None, None, g_a, g_b, None, None
+
+
+def inject(model: nn.Module, *, settings: TrainingSettings) -> list[LoraLinear]:
+    """Put an adapter on every targeted module of a frozen model, in the model's own order. B starts at zero.
+
+    `all-linear` is every nn.Linear and Conv1D but the head (what PEFT means by it). Raises InputRefused for names
+    that no linear module ends in and for a rank above a target's sizes, MachineCannot for DoRA.
+    """
+    if settings.adapter == "dora":
+        raise MachineCannot(
+            "NOT_BUILT", "DoRA adapters are not built yet.", field="adapter", hint="Use --adapter lora or rslora."
+        )
+    linear = linear_modules(model)
+    chosen = choose_targets(list(linear), targets=settings.target_modules)
+    for name in chosen:
+        require_rank(name, *_sizes(linear[name]), settings=settings)
+    clock = LoraClock()
+    model.__dict__[_CLOCK] = clock
+    modules: list[LoraLinear] = []
+    for index, name in enumerate(chosen):
+        module = LoraLinear(linear[name], name=name, index=index, settings=settings, clock=clock)
+        parent, _, last = name.rpartition(".")
+        setattr(model.get_submodule(parent), last, module)
+        modules.append(module)
+    return modules
+
+
+def linear_modules(model: nn.Module) -> dict[str, nn.Module]:
+    """Every nn.Linear and Conv1D except the head, by full name, in the model's order."""
+    head = cast(Any, model).get_output_embeddings()
+    return {
+        name: module
+        for name, module in model.named_modules()
+        if (isinstance(module, nn.Linear) or _is_conv1d(module)) and module is not head
+    }
+
+
+def adapter_parameters(model: nn.Module) -> dict[str, nn.Parameter]:
+    """The trainable parameters by name (`<module>.lora_A.weight`), sorted by name."""
+    found: dict[str, nn.Parameter] = {}
+    for module in lora_modules(model):
+        found[f"{module.name}.{PARAMETER_A}"] = module.lora_A
+        found[f"{module.name}.{PARAMETER_B}"] = module.lora_B
+    return dict(sorted(found.items()))
+
+
+def lora_modules(model: nn.Module) -> list[LoraLinear]:
+    return [module for module in model.modules() if isinstance(module, LoraLinear)]
+
+
+def set_dropout_position(model: nn.Module, *, seed: int, step: int, offset: int) -> None:
+    """Dropout on: the next forward's first token is number `offset` of step `step`. Call it before each micro-batch."""
+    _clock(model).move(DropoutPosition(seed=seed, step=step, offset=offset))
+
+
+def clear_dropout_position(model: nn.Module) -> None:
+    """Dropout off, as after `inject`: for evaluation and generation."""
+    _clock(model).move(None)
+
+
+@contextmanager
+def disabled(model: nn.Module) -> Iterator[None]:
+    """The base model: the adapter plays no part inside."""
+    clock = _clock(model)
+    before, clock.is_enabled = clock.is_enabled, False
+    try:
+        yield
+    finally:
+        clock.is_enabled = before
+
+
+def _clock(model: nn.Module) -> LoraClock:
+    clock = model.__dict__.get(_CLOCK)
+    if not isinstance(clock, LoraClock):
+        raise TunesmithError("NO_ADAPTER", "This model carries no adapter: call inject first.")
+    return clock
+
+
+def _sizes(module: nn.Module) -> tuple[int, int]:
+    """(in, out) of a linear module."""
+    weight = module.weight
+    assert isinstance(weight, Tensor)
+    first, second = weight.shape
+    return (first, second) if _is_conv1d(module) else (second, first)
+
+
+def _is_conv1d(module: nn.Module) -> bool:
+    """transformers' Conv1D (GPT-2): a linear module whose weight is (in, out). Told by name: importing it is slow."""
+    return type(module).__name__ == "Conv1D" and type(module).__module__ == "transformers.pytorch_utils"
+
+
+def _initial_a(rank: int, in_features: int, *, seed: int, name: str) -> Tensor:
+    """kaiming_uniform(a=sqrt(5)): uniform within 1/sqrt(in), from the module's own generator: order is no matter."""
+    digest = hashlib.blake2b(f"{seed}:{name}".encode(), digest_size=8).digest()
+    generator = torch.Generator().manual_seed(int.from_bytes(digest, "little") >> 1)
+    bound = in_features**-0.5
+    return torch.empty(rank, in_features).uniform_(-bound, bound, generator=generator)

@@ -1,0 +1,104 @@
+"""Jobs: states and their allowed moves, the job file a worker gets, the result object a user gets."""
+
+from __future__ import annotations
+
+from enum import StrEnum
+
+from pydantic import Field
+
+from tunesmith.errors import ErrorForm
+from tunesmith.spec.base import Spec
+from tunesmith.spec.datasets import DatasetInput, RowCounts
+from tunesmith.spec.metrics import EpochMetrics, SplitMetrics
+from tunesmith.spec.models import ModelFacts
+from tunesmith.spec.training import TrainingSettings
+from tunesmith.spec.verdict import Verdict
+
+MAXIMUM_ATTEMPTS = 3
+
+
+class JobState(StrEnum):
+    ACCEPTED = "ACCEPTED"
+    IN_PROGRESS = "IN_PROGRESS"
+    CANCELING = "CANCELING"
+    SUCCEEDED = "SUCCEEDED"
+    FAILED = "FAILED"
+    CANCELED = "CANCELED"
+
+
+MOVES: dict[JobState, frozenset[JobState]] = {
+    JobState.ACCEPTED: frozenset({JobState.IN_PROGRESS, JobState.CANCELED, JobState.FAILED}),
+    JobState.IN_PROGRESS: frozenset({JobState.CANCELING, JobState.SUCCEEDED, JobState.FAILED}),
+    JobState.CANCELING: frozenset({JobState.CANCELED, JobState.SUCCEEDED, JobState.FAILED}),
+    JobState.SUCCEEDED: frozenset(),
+    JobState.FAILED: frozenset(),
+    JobState.CANCELED: frozenset(),
+}
+FINAL_STATES = frozenset(state for state, moves in MOVES.items() if not moves)
+
+
+class JobFile(Spec):
+    """`job.json`: all that a training worker needs, nothing left open. Its folder is the run's folder.
+
+    Beside it the worker writes `events.jsonl`, `checkpoints/` and `artifact/`. The same file started again resumes.
+    """
+
+    format: int = 1
+    job_id: str
+    model_version: str = Field(description="Name of the model version, `name:number`.")
+    name: str
+    description: str = ""
+    created_at: str
+    base: ModelFacts
+    datasets: list[DatasetInput]
+    cache_folder: str = Field(description="Token caches live here, keyed by all that touches tokens.")
+    settings: TrainingSettings
+    plan_reasons: dict[str, str] = Field(default_factory=dict, description="Setting -> why the plan chose its value.")
+    threads: int = Field(ge=1, description="CPU threads; part of the promise of bit-exact resume.")
+    device: str = Field("cpu", description="`cpu` or `cuda`.")
+    versions: dict[str, str] = Field(description="Versions of the libraries that touch numbers, and the machine type.")
+
+
+class BaseMetrics(Spec):
+    training: SplitMetrics
+    validation: SplitMetrics | None
+
+
+class JobResult(Spec):
+    """The result object of `finetune --json`."""
+
+    job_id: str
+    state: JobState
+    model_version: str
+    artifact_uri: str | None
+    base: BaseMetrics | None
+    epochs: list[EpochMetrics]
+    best_epoch: int | None
+    rows: RowCounts | None
+    tokens_per_second: float | None
+    peak_memory_bytes: int | None
+    verdict: Verdict | None
+    failure: ErrorForm | None
+
+
+class JobRecord(Spec):
+    """What `jobs/` keeps of one job beside its events: written whole at each change of state."""
+
+    job_id: str
+    state: JobState
+    phase: str | None
+    waiting_reason: str | None = None
+    name: str
+    model_version: str
+    created_at: str
+    finished_at: str | None = None
+    attempts: int = 0
+    worker_pid: int | None = None
+    worker_started_at: float | None = Field(
+        None, description="Start time of that process, to tell it from a re-used pid."
+    )
+    results_uri: str
+    artifact_uri: str | None = None
+    command: list[str] = Field(default_factory=list)
+    failure: ErrorForm | None = None
+    failure_family: str | None = None

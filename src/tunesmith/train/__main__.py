@@ -1,0 +1,118 @@
+"""The training worker: `python -m tunesmith.train job.json`.
+
+Exit codes: 0 the artifact is whole; 1 a fault of ours; 3 data or model refused; 4 this machine cannot; 5 the run
+failed; 128 + N after signal N, the state checkpointed. The last event of a failed attempt tells why.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+import sys
+import traceback
+from pathlib import Path
+
+import torch
+from pydantic import ValidationError
+
+from tunesmith.errors import InputRefused, JobFailed, MachineCannot, NotPermitted, TunesmithError, UsageFault
+from tunesmith.spec.artifacts import MANIFEST_NAME
+from tunesmith.spec.jobs import JobFile
+from tunesmith.spec.metrics import FailureEvent
+from tunesmith.train.events import EventLog, now
+from tunesmith.train.loop import Run, Stopped
+
+EXIT_CODES: dict[type[TunesmithError], int] = {
+    UsageFault: 2,
+    InputRefused: 3,
+    MachineCannot: 4,
+    JobFailed: 5,
+    NotPermitted: 6,
+    TunesmithError: 1,
+}
+NO_SPACE = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
+
+
+def classify(error: BaseException) -> tuple[TunesmithError, bool]:
+    """What the user is told of an exception, and whether another attempt may help."""
+    if isinstance(error, TunesmithError):
+        return error, False
+    if isinstance(error, OSError) and error.errno in NO_SPACE:
+        return (
+            MachineCannot(
+                "DISK_FULL",
+                "The disk is full; the newest whole checkpoint is kept.",
+                hint="Free some space, then resume the job.",
+            ),
+            False,
+        )
+    if isinstance(error, torch.OutOfMemoryError | MemoryError) or "can't allocate memory" in str(error):
+        return (
+            MachineCannot(
+                "OUT_OF_MEMORY",
+                f"Memory ran out: {str(error).splitlines()[0] if str(error) else 'no more to be had'}",
+                field="micro_batch_size",
+                hint="Lower --micro-batch-size or --sequence-length, or take a smaller base model.",
+            ),
+            False,
+        )
+    return (
+        TunesmithError(
+            "INTERNAL",
+            f"A fault of ours in the training worker: {type(error).__name__}: {error}",
+            hint="The worker's log holds the traceback; please report it.",
+        ),
+        True,
+    )
+
+
+def _read_job(path: Path) -> JobFile:
+    try:
+        job = JobFile.model_validate_json(path.read_bytes())
+        job.settings.require_resolved()
+        return job
+    except OSError as error:
+        raise InputRefused("JOB_FILE", f"{path}: {error.strerror}.", field="job.json") from error
+    except ValidationError as error:
+        first = error.errors()[0]
+        place = ".".join(str(part) for part in first["loc"])
+        raise InputRefused("JOB_FILE", f"{path}: {place}: {first['msg']}.", field=place) from error
+
+
+def main(arguments: list[str]) -> int:
+    if len(arguments) != 1:
+        print("usage: python -m tunesmith.train JOB_FILE", file=sys.stderr)
+        return EXIT_CODES[UsageFault]
+    path = Path(arguments[0]).resolve()
+    try:
+        job = _read_job(path)
+    except TunesmithError as error:
+        print(error, file=sys.stderr)
+        return EXIT_CODES[type(error)]
+    if (path.parent / "artifact" / MANIFEST_NAME).exists():
+        return 0
+    log = EventLog(path.parent)
+    try:
+        Run(job, path.parent, log).execute()
+    except Stopped as stopped:
+        return 128 + stopped.number
+    except Exception as error:  # noqa: BLE001  # the edge of the process: recorded, then the attempt ends
+        traceback.print_exc()
+        told, retry = classify(error)
+        try:
+            log.append(FailureEvent(time=now(), error=told.form(), family=type(told).__name__, retry=retry))
+            log.sync()
+        except OSError as failure:
+            print(f"The failure could not be logged: {failure}", file=sys.stderr)
+        return EXIT_CODES[type(told)]
+    finally:
+        log.close()
+    return 0
+
+
+if __name__ == "__main__":
+    code = main(sys.argv[1:])
+    sys.stdout.flush()
+    sys.stderr.flush()
+    # Tearing down torch's threads takes half a second and has nothing left to save.
+    os._exit(code)

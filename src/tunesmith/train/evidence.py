@@ -1,0 +1,150 @@
+"""The last look of a run: base and tuned model on the same held-out rows, scored and generated.
+
+The tuned model here is the best epoch's. Rows are the test dataset's where there is one, else the validation rows.
+Greedy answers are generated where that is cheap; where it is not, the verdict says so.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import nn
+
+from tunesmith.data.prepare import ExampleSet, Prepared
+from tunesmith.models.generate import greedy
+from tunesmith.models.lora import clear_dropout_position, disabled, lora_modules
+from tunesmith.spec.datasets import RowKind
+from tunesmith.spec.jobs import JobFile
+from tunesmith.spec.metrics import Sample
+from tunesmith.spec.verdict import MINIMUM_ROWS, Verdict
+from tunesmith.train.evaluation import RowScores
+from tunesmith.train.verdict import dead_adapter, judge, not_measured
+
+GENERATED_ROWS = 64
+NUM_SAMPLES = 3
+MAXIMUM_NEW_TOKENS = 256
+# Weights passed by a token a second. CPU: 64 answers of 60 tokens by the bundled model took 3.7 s of one core.
+CPU_VALUES_PER_SECOND = 3e9
+GPU_VALUES_PER_SECOND = 4e11
+CHEAP_SECONDS = 20.0
+
+Score = Callable[[ExampleSet, np.ndarray, str], RowScores]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Answers:
+    """Greedy answers to the same prompts, and whether each is the completion token for token."""
+
+    rows: np.ndarray
+    base: list[str]
+    tuned: list[str]
+    base_is_exact: list[bool]
+    tuned_is_exact: list[bool]
+
+
+def collect_verdict(
+    model: nn.Module, *, job: JobFile, prepared: Prepared, score: Score, check_stop: Callable[[], None]
+) -> tuple[Verdict, list[Sample]]:
+    """The verdict on the adapter that `model` holds, and a few held-out prompts with both answers."""
+    measured_on = "test" if prepared.test is not None else "validation"
+    examples = prepared.test if prepared.test is not None else prepared.validation
+    fault = _dead(model)
+    if examples is None:
+        if fault:
+            return dead_adapter(fault, rows=0, measured_on="nothing"), []
+        reason = "There are no validation rows. --validation-fraction or --validation-dataset gives some."
+        return not_measured(reason, rows=0, measured_on="nothing"), []
+    clear_dropout_position(model)
+    answers, note = None, None
+    if not (fault and "finite" in fault):
+        answers, note = _generate(model, examples, job=job, prepared=prepared, check_stop=check_stop)
+    samples = [] if answers is None else _samples(examples, answers)
+    if fault:
+        return dead_adapter(fault, rows=len(examples), measured_on=measured_on), samples
+    rows = np.arange(len(examples))
+    with disabled(model):
+        base = score(examples, rows, f"the base on {measured_on} rows")
+    tuned = score(examples, rows, f"the tuned model on {measured_on} rows")
+    verdict = judge(
+        base,
+        tuned,
+        measured_on=measured_on,
+        chose_epoch=measured_on == "validation" and job.settings.epochs > 1,
+        seed=job.settings.seed,
+        exact=None if answers is None or note else (answers.base_is_exact, answers.tuned_is_exact),
+        exact_note=note,
+    )
+    return verdict, samples
+
+
+def _dead(model: nn.Module) -> str | None:
+    """Why the adapter cannot work, if it cannot."""
+    modules = lora_modules(model)
+    if not all(bool(torch.isfinite(m.lora_A).all() and torch.isfinite(m.lora_B).all()) for m in modules):
+        return "The adapter holds values that are not finite."
+    if not any(bool(m.lora_B.any()) for m in modules):
+        return "All of the adapter's output matrices are zero: it changes nothing."
+    return None
+
+
+def _generate(
+    model: nn.Module,
+    examples: ExampleSet,
+    *,
+    job: JobFile,
+    prepared: Prepared,
+    check_stop: Callable[[], None],
+) -> tuple[Answers | None, str | None]:
+    """Answers for a seeded choice of rows, as many as are cheap; the note says why there is no exact match."""
+    generator = np.random.Generator(np.random.Philox(key=[job.settings.seed, 0x6E6E]))
+    shuffled = generator.permutation(len(examples))[:GENERATED_ROWS]
+    rate = CPU_VALUES_PER_SECOND if job.device == "cpu" else GPU_VALUES_PER_SECOND
+    new_tokens = np.minimum(MAXIMUM_NEW_TOKENS, np.asarray(examples.num_learned)[shuffled] + 8)
+    seconds = np.cumsum(2 * new_tokens * job.base.parameters / rate)
+    count = int(np.searchsorted(seconds, CHEAP_SECONDS, side="right"))
+    if count < min(NUM_SAMPLES, len(shuffled)):
+        return None, f"Greedy answers were not generated: about {seconds[-1]:.0f} s on this machine."
+    rows = np.sort(shuffled[:count])
+    longest = int(new_tokens[:count].max())
+    prompts = [examples.prompt_tokens(int(row)) for row in rows]
+    expected = [examples.answer_tokens(int(row)) for row in rows]
+    ends = prepared.end_token_ids
+    with disabled(model):
+        base = greedy(model, prompts, max_new_tokens=longest, end_ids=ends)
+    check_stop()
+    tuned = greedy(model, prompts, max_new_tokens=longest, end_ids=ends)
+    answers = Answers(
+        rows=rows,
+        base=[prepared.decode(answer) for answer in base],
+        tuned=[prepared.decode(answer) for answer in tuned],
+        base_is_exact=[answer == wanted for answer, wanted in zip(base, expected, strict=True)],
+        tuned_is_exact=[answer == wanted for answer, wanted in zip(tuned, expected, strict=True)],
+    )
+    if count < min(MINIMUM_ROWS, len(shuffled)):
+        return answers, f"Exact match was not measured: answers to more than {count} rows take too long here."
+    return answers, None
+
+
+def _samples(examples: ExampleSet, answers: Answers) -> list[Sample]:
+    """A few of the generated rows, spread over them."""
+    places = sorted({round(place) for place in np.linspace(0, len(answers.rows) - 1, NUM_SAMPLES)})
+    return [
+        Sample(
+            prompt=_prompt_as_written(examples, int(answers.rows[place])),
+            expected=examples.answer_text(int(answers.rows[place])),
+            base=answers.base[place],
+            tuned=answers.tuned[place],
+        )
+        for place in places
+    ]
+
+
+def _prompt_as_written(examples: ExampleSet, index: int) -> str:
+    """The prompt as the dataset has it, without the template; of a conversation, the turns before the answer."""
+    row = examples.text(index)
+    if row.kind is RowKind.PROMPT_COMPLETION:
+        return row.prompt
+    return "\n".join(f"{message.role}: {message.content}" for message in row.messages[:-1])

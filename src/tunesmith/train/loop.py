@@ -1,0 +1,478 @@
+"""The story of a run: prepare, load, resume, train epoch by epoch, judge, write the artifact.
+
+Comes in: a job file, resolved. Goes out: events, checkpoints and the artifact in the job's folder. The run may be
+killed at any line; started again it goes on from the newest whole checkpoint, on CPU bit for bit.
+"""
+
+from __future__ import annotations
+
+import math
+import os
+import resource
+import signal
+import sys
+import time
+from pathlib import Path
+from types import FrameType
+
+import numpy as np
+import torch
+from torch import nn
+
+from tunesmith.data.batch import Batch, num_steps, rows_of_step, step_batches
+from tunesmith.data.prepare import ExampleSet, Prepared, prepare
+from tunesmith.errors import InputRefused, JobFailed
+from tunesmith.models.adapter_file import load_adapter
+from tunesmith.models.base import load_base
+from tunesmith.models.lora import adapter_parameters, disabled, inject
+from tunesmith.spec.jobs import JobFile
+from tunesmith.spec.metrics import (
+    AttemptEvent,
+    CheckpointEvent,
+    EpochEvent,
+    EpochMetrics,
+    FinishedEvent,
+    NoticeEvent,
+    PhaseEvent,
+    SamplesEvent,
+    SplitMetrics,
+    StepEvent,
+    VerdictEvent,
+)
+from tunesmith.spec.training import learning_rate_at
+from tunesmith.train.artifact import Evidence, write_artifact
+from tunesmith.train.checkpoint import (
+    RunState,
+    clean_temporary,
+    newest_checkpoint,
+    read_best,
+    remove_other_bests,
+    write_best,
+    write_checkpoint,
+)
+from tunesmith.train.evaluation import RowScores, score_rows, training_sample
+from tunesmith.train.events import EVENTS_NAME, EventLog, now
+from tunesmith.train.evidence import collect_verdict
+from tunesmith.train.optimizer import FlatAdamW
+from tunesmith.train.step import StepOutcome, train_step
+from tunesmith.versions import numeric_versions
+
+CHECKPOINT_SECONDS = 600.0
+PROGRESS_SECONDS = 0.5  # a phase reports its progress at most this often
+EVALUATION_TOKENS = {"cpu": 4096, "cuda": 32768}  # tokens of one forward pass without gradients
+MAXIMUM_SKIPPED_STEPS = 1
+DTYPES = {"float32": torch.float32, "bf16": torch.bfloat16}
+
+
+class Stopped(Exception):
+    """SIGTERM or SIGINT arrived; the run's state has been checkpointed."""
+
+    def __init__(self, number: int) -> None:
+        super().__init__(signal.Signals(number).name)
+        self.number = number
+
+
+class Run:
+    """One attempt at a job. `state` is what a checkpoint keeps; all else is rebuilt at the start."""
+
+    def __init__(self, job: JobFile, folder: Path, log: EventLog) -> None:
+        self.job, self.settings, self.folder, self.log = job, job.settings, folder, log
+        self.device = torch.device(job.device)
+        self.checkpoints = folder / "checkpoints"
+        self.stop_signal: int | None = None
+        self.state = RunState(versions=numeric_versions(), threads=job.threads)
+        self.prepared: Prepared
+        self.model: nn.Module
+        self.optimizer: FlatAdamW
+        self.sample_rows: np.ndarray
+        self._last_progress = 0.0
+
+    # ---- telling
+
+    def phase(self, name: str, detail: str | None = None) -> None:
+        self.log.append(PhaseEvent(time=now(), phase=name, detail=detail))  # type: ignore[arg-type]  # names are literals
+
+    def progress(self, name: str, detail: str, done: int, total: int) -> None:
+        """A phase's progress, at most twice a second, and a chance to stop."""
+        self.check_stop()
+        moment = time.monotonic()
+        if done == total or moment - self._last_progress >= PROGRESS_SECONDS:
+            self._last_progress = moment
+            self.log.append(
+                PhaseEvent(time=now(), phase=name, detail=detail, done=done, total=total)  # type: ignore[arg-type]
+            )
+
+    def notice(self, code: str, message: str, hint: str | None = None, *, once: bool = False) -> None:
+        if once and code in self.state.told:
+            return
+        if once:
+            self.state = self.state.model_copy(update={"told": [*self.state.told, code]})
+        self.log.append(NoticeEvent(time=now(), code=code, message=message, hint=hint))
+
+    def check_stop(self) -> None:
+        if self.stop_signal is not None:
+            raise Stopped(self.stop_signal)
+
+    # ---- the way
+
+    def execute(self) -> None:
+        self._listen()
+        self.checkpoints.mkdir(exist_ok=True)
+        clean_temporary(self.checkpoints)
+        torch.set_num_threads(self.job.threads)
+        found = newest_checkpoint(self.checkpoints)
+        attempt = 1 + _count_attempts(self.folder / EVENTS_NAME)
+        self.log.append(
+            AttemptEvent(
+                time=now(), attempt=attempt, pid=os.getpid(), resumed_at=found[0].steps_done if found is not None else 0
+            )
+        )
+        self.phase("preparing")
+        self.prepared = prepare(
+            self.job.datasets,
+            settings=self.settings,
+            base=self.job.base,
+            cache_folder=Path(self.job.cache_folder),
+            progress=lambda what, done, total: self.progress("preparing", what, done, total),
+        )
+        if attempt == 1:
+            for notice in self.prepared.summary.notices:
+                self.notice(notice.code, notice.message, notice.hint)
+        self.check_stop()
+        self.phase("loading")
+        self._load()
+        if found is not None:
+            self._resume(found)
+        self.sample_rows = training_sample(
+            len(self.prepared.training), len(self.prepared.validation or ()), seed=self.settings.seed
+        )
+        try:
+            self._train()
+        except Stopped:
+            self.checkpoint()
+            raise
+        self._finish()
+
+    def _listen(self) -> None:
+        def remember(number: int, _frame: FrameType | None) -> None:
+            self.stop_signal = number
+
+        signal.signal(signal.SIGTERM, remember)
+        signal.signal(signal.SIGINT, remember)
+
+    def _load(self) -> None:
+        self.model = load_base(
+            self.job.base,
+            dtype=DTYPES[self.settings.precision],
+            device=self.device,
+            cache_folder=Path(self.job.cache_folder),
+        )
+        inject(self.model, settings=self.settings)
+        self.optimizer = FlatAdamW(adapter_parameters(self.model), weight_decay=self.settings.weight_decay)
+
+    def _resume(self, found: tuple[RunState, dict[str, torch.Tensor], list[Path]]) -> None:
+        state, tensors, damaged = found
+        for path in damaged:
+            self.notice("CHECKPOINT_DAMAGED", f"{path.name} is damaged and was passed over.")
+        if state.versions != self.state.versions or state.threads != self.job.threads:
+            changed = sorted(
+                name
+                for name in state.versions.keys() | self.state.versions.keys()
+                if state.versions.get(name) != self.state.versions.get(name)
+            )
+            self.notice(
+                "NOT_EXACT",
+                f"Resumed with other libraries or threads than before ({', '.join(changed) or 'threads'}): "
+                "the run goes on, but not bit for bit as it would have.",
+            )
+        self.state = state.model_copy(update={"versions": self.state.versions, "threads": self.job.threads})
+        self.optimizer.restore(tensors, updates=state.updates)
+
+    @property
+    def steps(self) -> int:
+        return num_steps(
+            len(self.prepared.training),
+            global_batch_size=int(self.settings.global_batch_size),
+            epochs=self.settings.epochs,
+        )
+
+    @property
+    def steps_per_epoch(self) -> int:
+        return self.steps // self.settings.epochs
+
+    def _train(self) -> None:
+        """Evaluate what is due, then step, until the last epoch or early stopping."""
+        last_checkpoint = time.monotonic()
+        started_at = self.state.steps_done
+        while True:
+            epochs_done = self.state.steps_done // self.steps_per_epoch
+            if self.state.steps_done % self.steps_per_epoch == 0 and len(self.state.epochs) <= epochs_done:
+                self._end_epoch(epochs_done)
+                last_checkpoint = time.monotonic()
+                if self._is_over(epochs_done):
+                    return
+                self.phase("training", f"epoch {epochs_done + 1} of {self.settings.epochs}")
+            elif self._is_over(epochs_done) and self.state.steps_done % self.steps_per_epoch == 0:
+                return  # resumed after the last evaluation
+            elif self.state.steps_done == started_at:
+                self.phase("training", f"epoch {epochs_done + 1} of {self.settings.epochs}")
+            self.check_stop()
+            self._step()
+            if time.monotonic() - last_checkpoint >= CHECKPOINT_SECONDS:
+                self.checkpoint()
+                last_checkpoint = time.monotonic()
+
+    def _is_over(self, epochs_done: int) -> bool:
+        patience = self.settings.early_stopping
+        if epochs_done >= self.settings.epochs:
+            return True
+        if patience != "off" and self.state.epochs_without_gain >= patience:
+            self.notice(
+                "EARLY_STOPPING",
+                f"Stopped after epoch {epochs_done}: no better validation loss for {patience} epoch(s). "
+                f"Epoch {self.state.best_epoch} is kept.",
+                once=True,
+            )
+            return True
+        return False
+
+    def _step(self) -> None:
+        step = self.state.steps_done + 1
+        epoch, rows = rows_of_step(
+            len(self.prepared.training),
+            seed=self.settings.seed,
+            step=step,
+            global_batch_size=int(self.settings.global_batch_size),
+        )
+        batches = step_batches(
+            self.prepared.training,
+            rows,
+            sequence_length=self.prepared.summary.sequence_length,
+            micro_batch_size=int(self.settings.micro_batch_size),
+        )
+        rate = learning_rate_at(self.settings, step=step, steps=self.steps)
+        outcome = train_step(
+            self.model,
+            self.optimizer,
+            batches,
+            seed=self.settings.seed,
+            step=step,
+            learning_rate=rate,
+            max_gradient_norm=self.settings.max_gradient_norm,
+            device=self.device,
+        )
+        if outcome.is_finite:
+            self._advance(outcome, skipped=False)
+            self._tell_step(outcome, step=step, epoch=epoch, rate=rate)
+        else:
+            self._skip(outcome, step=step, rows=rows, batches=batches)
+
+    def _advance(self, outcome: StepOutcome, *, skipped: bool) -> None:
+        state = self.state
+        self.state = state.model_copy(
+            update={
+                "steps_done": state.steps_done + 1,
+                "updates": self.optimizer.updates,
+                "tokens": state.tokens + outcome.tokens,
+                "step_seconds": state.step_seconds + outcome.seconds,
+                "peak_memory_bytes": max(state.peak_memory_bytes, peak_memory_bytes(self.device)),
+                "skipped_steps": [*state.skipped_steps, state.steps_done + 1] if skipped else state.skipped_steps,
+            }
+        )
+
+    def _tell_step(self, outcome: StepOutcome, *, step: int, epoch: int, rate: float) -> None:
+        mean_seconds = self.state.step_seconds / self.state.steps_done
+        self.log.append(
+            StepEvent(
+                time=now(),
+                step=step,
+                steps=self.steps,
+                epoch=epoch,
+                loss=outcome.loss,
+                learning_rate=rate,
+                gradient_norm=outcome.gradient_norm,
+                tokens=outcome.tokens,
+                learned_tokens=outcome.learned_tokens,
+                tokens_per_second=outcome.tokens / outcome.seconds,
+                memory_bytes=self.state.peak_memory_bytes,
+                eta_seconds=mean_seconds * (self.steps - step),
+            )
+        )
+
+    def _skip(self, outcome: StepOutcome, *, step: int, rows: np.ndarray, batches: list[Batch]) -> None:
+        """The adapter stands as before the step: nothing was updated. Once this is said, twice it is a failure."""
+        lines = ", ".join(str(self.prepared.training.line(int(row))) for row in sorted(rows))
+        what = f"step {step} gave a loss of {outcome.loss} and a gradient norm of {outcome.gradient_norm}"
+        if len(self.state.skipped_steps) >= MAXIMUM_SKIPPED_STEPS:
+            raise JobFailed(
+                "DIVERGED",
+                f"Training diverged: {what} (lines {lines}), after step {self.state.skipped_steps[0]} had been skipped "
+                "for the same reason.",
+                field="learning_rate",
+                hint=f"Lower --learning-rate (now {self.settings.learning_rate:g}), or look at those lines.",
+            )
+        self._advance(outcome, skipped=True)
+        self.notice(
+            "STEP_SKIPPED",
+            f"Training went back to its state before step {step} and skipped its rows: {what}. Lines: {lines}.",
+            "A second such step fails the run. A lower --learning-rate usually helps.",
+        )
+
+    def _end_epoch(self, epoch: int) -> None:
+        """Evaluate, tell, keep the best, checkpoint."""
+        self.phase("evaluating", "the base model" if epoch == 0 else f"after epoch {epoch}")
+        if epoch == 0:
+            with disabled(self.model):
+                metrics = self._evaluate(epoch)
+        else:
+            metrics = self._evaluate(epoch)
+        before = self.state
+        gain = _is_better(metrics, before)
+        if epoch > 0 and gain:
+            write_best(self.checkpoints, self.optimizer.values_P, epoch=epoch)
+        self.state = before.model_copy(
+            update={
+                "epochs": [*before.epochs, metrics],
+                "best_epoch": epoch if epoch > 0 and gain else before.best_epoch,
+                "epochs_without_gain": 0 if gain else before.epochs_without_gain + 1,
+                "peak_memory_bytes": max(before.peak_memory_bytes, peak_memory_bytes(self.device)),
+            }
+        )
+        self.log.append(EpochEvent(time=now(), epoch=epoch, training=metrics.training, validation=metrics.validation))
+        self._notice_overfitting()
+        self.checkpoint()
+
+    def _evaluate(self, epoch: int) -> EpochMetrics:
+        validation = self.prepared.validation
+        name = f"epoch {epoch}"
+        return EpochMetrics(
+            epoch=epoch,
+            training=self._metrics(self.prepared.training, self.sample_rows, f"{name}: training rows"),
+            validation=None
+            if validation is None
+            else self._metrics(validation, np.arange(len(validation)), f"{name}: validation rows"),
+        )
+
+    def _metrics(self, examples: ExampleSet, rows: np.ndarray, detail: str) -> SplitMetrics:
+        scores = self.score(examples, rows, detail)
+        if not math.isfinite(float(scores.nll_R.sum())):
+            if self.state.steps_done == 0:
+                raise InputRefused(
+                    "MODEL_NOT_FINITE",
+                    f"The base model's loss on {detail} is not finite: its weights hold values that overflow.",
+                    field="model",
+                    hint="Fetch the model again, or take another one.",
+                )
+            raise JobFailed(
+                "DIVERGED",
+                f"The loss on {detail} is not finite.",
+                field="learning_rate",
+                hint=f"Lower --learning-rate (now {self.settings.learning_rate:g}).",
+            )
+        return scores.metrics()
+
+    def score(self, examples: ExampleSet, rows: np.ndarray, detail: str) -> RowScores:
+        return score_rows(
+            self.model,
+            examples,
+            rows,
+            device=self.device,
+            max_tokens=EVALUATION_TOKENS[self.device.type],
+            between_batches=lambda done, total: self.progress("evaluating", detail, done, total),
+        )
+
+    def _notice_overfitting(self) -> None:
+        """Validation loss up while training loss went down, between the last two epochs of training."""
+        if len(self.state.epochs) < 3:
+            return
+        before, after = self.state.epochs[-2:]
+        if before.validation is None or after.validation is None:
+            return
+        if after.validation.loss > before.validation.loss and after.training.loss < before.training.loss:
+            self.notice(
+                "OVERFITTING",
+                f"Overfitting from epoch {after.epoch} on: validation loss rose from {before.validation.loss:.4f} to "
+                f"{after.validation.loss:.4f} while training loss fell from {before.training.loss:.4f} to "
+                f"{after.training.loss:.4f}. The best epoch so far is {self.state.best_epoch}.",
+                "Fewer epochs, a lower learning rate or more data; --early-stopping 1 stops by itself.",
+                once=True,
+            )
+
+    def checkpoint(self) -> None:
+        path = write_checkpoint(self.checkpoints, self.state, self.optimizer.state())
+        if self.state.best_epoch is not None:
+            remove_other_bests(self.checkpoints, epoch=self.state.best_epoch)
+        self.log.append(CheckpointEvent(time=now(), folder=path.name, after_steps=self.state.steps_done))
+        self.log.sync()
+
+    def _finish(self) -> None:
+        """Load the best epoch's adapter, judge it, write the artifact, read the adapter back."""
+        best = self.state.best_epoch
+        assert best is not None, "an epoch was trained, so one of them is the best"
+        values = read_best(self.checkpoints, epoch=best)
+        with torch.no_grad():
+            self.optimizer.values_P.copy_(values)
+        self.phase("evaluating", "the verdict")
+        verdict, samples = collect_verdict(
+            self.model, job=self.job, prepared=self.prepared, score=self.score, check_stop=self.check_stop
+        )
+        self.log.append(VerdictEvent(time=now(), verdict=verdict))
+        if samples:
+            self.log.append(SamplesEvent(time=now(), samples=samples))
+        rate = self.state.tokens / max(self.state.step_seconds, 1e-9)
+        evidence = Evidence(
+            epochs=self.state.epochs,
+            best_epoch=best,
+            verdict=verdict,
+            samples=samples,
+            tokens_per_second=rate,
+            peak_memory_bytes=self.state.peak_memory_bytes,
+        )
+        self.phase("publishing", "writing the artifact")
+        artifact = self.folder / "artifact"
+        write_artifact(
+            artifact,
+            job=self.job,
+            model=self.model,
+            prepared=self.prepared,
+            evidence=evidence,
+            events=self.folder / EVENTS_NAME,
+        )
+        load_adapter(artifact, self.model, base=self.job.base)
+        if not torch.equal(self.optimizer.values_P.detach().cpu(), values):
+            raise JobFailed(
+                "ADAPTER_UNREADABLE", "The adapter read back from the artifact differs from the trained one."
+            )
+        self.log.append(
+            FinishedEvent(
+                time=now(),
+                best_epoch=best,
+                tokens_per_second=rate,
+                peak_memory_bytes=self.state.peak_memory_bytes,
+            )
+        )
+        self.log.sync()
+
+
+def _is_better(metrics: EpochMetrics, state: RunState) -> bool:
+    """Lower validation loss than the best epoch so far; without validation rows the last epoch is the best."""
+    if metrics.validation is None or state.best_epoch is None:
+        return True
+    best = next(epoch for epoch in state.epochs if epoch.epoch == state.best_epoch)
+    assert best.validation is not None, "validation rows are there in every epoch or in none"
+    return metrics.validation.loss < best.validation.loss
+
+
+def _count_attempts(events: Path) -> int:
+    if not events.exists():
+        return 0
+    with events.open("rb") as handle:
+        return sum(b'"kind": "attempt"' in line for line in handle)
+
+
+def peak_memory_bytes(device: torch.device) -> int:
+    """Peak so far: of the device on a GPU, resident size of this process on a CPU."""
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device)
+    # Linux counts in KiB, macOS in bytes.
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)

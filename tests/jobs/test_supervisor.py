@@ -1,0 +1,294 @@
+from __future__ import annotations
+
+import errno
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tunesmith.errors import InputRefused, JobFailed, MachineCannot, TunesmithError
+from tunesmith.jobs.events import read_history
+from tunesmith.jobs.launcher import is_running, process_started_at
+from tunesmith.jobs.records import JobFolder, read_record, supervising, update
+from tunesmith.jobs.supervisor import Ended, Ending, StopWish, run_job
+from tunesmith.spec.jobs import JobRecord, JobState
+from tunesmith.spec.metrics import AnyEvent
+
+Worker = Callable[[str], Callable[[Path], list[str]]]
+PATIENCE_SECONDS = 20
+
+
+def run(
+    job: JobFolder, command: Callable[[Path], list[str]], wish: StopWish | None = None
+) -> tuple[Ended, list[AnyEvent]]:
+    heard: list[AnyEvent] = []
+    ended = run_job(job, environment=os.environ, on_event=heard.append, wish=wish or StopWish(), command=command)
+    return ended, heard
+
+
+def wait_for(path: Path) -> None:
+    end = time.monotonic() + PATIENCE_SECONDS
+    while not path.exists():
+        assert time.monotonic() < end, f"{path} never came"
+        time.sleep(0.01)
+
+
+def test_a_run_ends_with_a_published_artifact_and_its_figures(job: JobFolder, worker: Worker, tmp_path: Path) -> None:
+    ended, heard = run(job, worker("works"))
+    assert ended.ending is Ending.SUCCEEDED and ended.error is None
+    result = ended.result
+    assert result.state is JobState.SUCCEEDED
+    assert result.artifact_uri == (tmp_path / "results").as_uri()
+    assert (tmp_path / "results" / "curves" / "loss.svg").read_text() == "<svg/>"
+    assert result.base is not None and result.base.training.loss == 2.0
+    assert [epoch.epoch for epoch in result.epochs] == [1]
+    assert (result.best_epoch, result.tokens_per_second, result.peak_memory_bytes) == (1, 100.0, 12345)
+    assert result.rows is not None and result.rows.training == 90
+    assert [event.kind for event in heard].count("step") == 2
+    assert read_record(job).state is JobState.SUCCEEDED
+
+
+def test_a_finished_job_tells_the_same_result_again_and_starts_nothing(job: JobFolder, worker: Worker) -> None:
+    first, _ = run(job, worker("works"))
+    again, heard = run(job, worker("refuses"))
+    assert again.result == first.result
+    assert heard == []
+    assert (job.path / "starts").read_text() == "x"
+
+
+def test_a_killed_worker_is_started_again_and_said(job: JobFolder, worker: Worker) -> None:
+    ended, heard = run(job, worker("dies once"))
+    assert ended.ending is Ending.SUCCEEDED
+    notices = {event.code: event.message for event in heard if event.kind == "notice"}
+    assert "SIGKILL" in notices["WORKER_RESTARTED"] and "Attempt 2 of 3" in notices["WORKER_RESTARTED"]
+    assert "EVENT_CUT" in notices, "the torn line must be said, and skipped"
+    assert read_record(job).attempts == 2
+
+
+def test_a_worker_that_always_dies_fails_the_job_after_three_attempts(job: JobFolder, worker: Worker) -> None:
+    ended, _ = run(job, worker("dies always"))
+    assert ended.ending is Ending.FAILED
+    assert type(ended.error) is JobFailed and ended.error.code == "WORKER_DIED"
+    assert (job.path / "starts").read_text() == "xxx"
+    assert read_record(job).state is JobState.FAILED
+    assert ended.result.artifact_uri is None
+
+
+def test_the_log_of_a_worker_that_ended_without_a_word_is_quoted(job: JobFolder, worker: Worker) -> None:
+    ended, _ = run(job, worker("exits without a word"))
+    assert ended.error is not None
+    assert "exit code 7" in ended.error.message and "the last words of the log" in ended.error.message
+
+
+def test_a_worker_that_asks_for_another_attempt_gets_it(job: JobFolder, worker: Worker) -> None:
+    ended, heard = run(job, worker("asks for another attempt"))
+    assert ended.ending is Ending.SUCCEEDED
+    assert any(event.kind == "notice" and "FLAKY" in event.message for event in heard)
+
+
+def test_a_fault_of_the_users_is_not_tried_again(job: JobFolder, worker: Worker) -> None:
+    ended, _ = run(job, worker("refuses"))
+    assert ended.ending is Ending.FAILED
+    assert type(ended.error) is InputRefused and ended.error.code == "BAD_ROWS"
+    assert (job.path / "starts").read_text() == "x"
+    assert ended.result.failure is not None and ended.result.failure["code"] == "BAD_ROWS"
+
+
+def test_a_full_disk_leaves_the_job_waiting_and_resume_finishes_it(job: JobFolder, worker: Worker) -> None:
+    ended, _ = run(job, worker("disk full once"))
+    assert ended.ending is Ending.WAITING
+    assert type(ended.error) is MachineCannot and f"job resume {job.job_id}" in (ended.error.hint or "")
+    record = read_record(job)
+    assert (record.state, record.phase) == (JobState.IN_PROGRESS, "waiting")
+    again, _ = run(job, worker("disk full once"))
+    assert again.ending is Ending.SUCCEEDED and again.result.failure is None
+
+
+@pytest.mark.parametrize("unwritten", ["worker_pid", "phase"])
+def test_a_disk_too_full_for_our_own_record_leaves_the_job_resumable_and_no_worker(
+    job: JobFolder, worker: Worker, monkeypatch: pytest.MonkeyPatch, unwritten: str
+) -> None:
+    started: list[int] = []
+
+    def written_until_full(folder: JobFolder, record: JobRecord, **changes: Any) -> JobRecord:
+        started.extend([changes["worker_pid"]] if changes.get("worker_pid") else [])
+        if changes.get(unwritten):
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        return update(folder, record, **changes)
+
+    monkeypatch.setattr("tunesmith.jobs.supervisor.update", written_until_full)
+    ended, _ = run(job, worker("waits"))
+    monkeypatch.undo()
+    assert ended.ending is Ending.WAITING and ended.result.state is JobState.IN_PROGRESS
+    assert type(ended.error) is MachineCannot and ended.error.code == "DISK_FULL"
+    assert f"job resume {job.job_id}" in (ended.error.hint or "")
+    assert ended.result.failure == ended.error.form()
+    end = time.monotonic() + PATIENCE_SECONDS
+    while is_running(started[0], started_at=None):
+        assert time.monotonic() < end, "the worker was left running"
+        time.sleep(0.01)
+    again, _ = run(job, worker("works"))
+    assert again.ending is Ending.SUCCEEDED and again.result.failure is None
+
+
+def test_a_model_that_is_not_usable_fails_the_job_and_keeps_its_artifact(job: JobFolder, worker: Worker) -> None:
+    ended, _ = run(job, worker("not usable"))
+    assert ended.ending is Ending.FAILED
+    assert type(ended.error) is JobFailed and ended.error.code == "NOT_USABLE"
+    assert ended.result.state is JobState.FAILED
+    assert ended.result.artifact_uri is not None and ended.result.verdict is not None
+
+
+def test_a_worker_killed_between_manifest_and_last_event_writes_both_again(job: JobFolder, worker: Worker) -> None:
+    ended, _ = run(job, worker("dies before its last event"))
+    assert ended.ending is Ending.SUCCEEDED and ended.result.best_epoch == 1
+    assert (job.path / "starts").read_text() == "xx"
+
+
+def stop_when_ready(job: JobFolder, wish: StopWish, *, times: int) -> threading.Thread:
+    def stop() -> None:
+        wait_for(job.path / "ready")
+        for _ in range(times):
+            wish.times += 1
+            time.sleep(0.3)
+
+    thread = threading.Thread(target=stop)
+    thread.start()
+    return thread
+
+
+def test_a_wish_to_stop_checkpoints_and_leaves_the_job_waiting(job: JobFolder, worker: Worker) -> None:
+    wish = StopWish()
+    thread = stop_when_ready(job, wish, times=1)
+    ended, heard = run(job, worker("waits"), wish)
+    thread.join()
+    assert ended.ending is Ending.STOPPED
+    assert [event.code for event in heard if event.kind == "notice"] == ["STOPPING"]
+    assert ended.error is not None and ended.error.code == "INTERRUPTED"
+    assert f"tunesmith job resume {job.job_id}" in (ended.error.hint or "")
+    record = read_record(job)
+    assert (record.state, record.phase, record.worker_pid) == (JobState.IN_PROGRESS, "waiting", None)
+    assert "after step 1" in (record.waiting_reason or "")
+    (job.path / "go").touch()
+    assert run(job, worker("waits"))[0].ending is Ending.SUCCEEDED
+
+
+def test_a_second_wish_to_stop_kills_a_worker_that_ignores_the_first(job: JobFolder, worker: Worker) -> None:
+    wish = StopWish()
+    thread = stop_when_ready(job, wish, times=2)
+    ended, _ = run(job, worker("waits and ignores"), wish)
+    thread.join()
+    assert ended.ending is Ending.STOPPED
+    assert read_record(job).state is JobState.IN_PROGRESS
+
+
+SUPERVISOR = """
+import json, os, sys
+from pathlib import Path
+from tunesmith.jobs.records import JobFolder
+from tunesmith.jobs.supervisor import StopWish, listening_for_stop, run_job
+wish = StopWish()
+with listening_for_stop(wish):
+    run_job(JobFolder(path=Path(sys.argv[1])), environment=os.environ, on_event=lambda event: None, wish=wish,
+            command=lambda job_file: json.loads(sys.argv[2]))
+"""
+
+
+def supervise_in_a_process(job: JobFolder, command: list[str]) -> subprocess.Popen[bytes]:
+    import json
+
+    return subprocess.Popen([sys.executable, "-c", SUPERVISOR, str(job.path), json.dumps(command)])
+
+
+def test_a_killed_supervisor_leaves_its_worker_and_resume_follows_it(job: JobFolder, worker: Worker) -> None:
+    supervisor = supervise_in_a_process(job, worker("waits")(job.job_file))
+    wait_for(job.path / "ready")
+    supervisor.kill()
+    supervisor.wait()
+    record = read_record(job)
+    assert record.worker_pid is not None
+    assert is_running(record.worker_pid, started_at=record.worker_started_at)
+    (job.path / "go").touch()
+    ended, heard = run(job, worker("refuses"))  # a new worker would refuse: the living one is followed
+    assert ended.ending is Ending.SUCCEEDED
+    assert (job.path / "starts").read_text() == "x"
+    assert heard, "the events that were missed are heard"
+
+
+def test_a_worker_that_died_with_its_supervisor_is_started_again(job: JobFolder, worker: Worker) -> None:
+    supervisor = supervise_in_a_process(job, worker("waits")(job.job_file))
+    wait_for(job.path / "ready")
+    supervisor.kill()
+    supervisor.wait()
+    pid = read_record(job).worker_pid
+    assert pid is not None
+    os.kill(pid, signal.SIGKILL)
+    (job.path / "go").touch()
+    ended, _ = run(job, worker("waits"))
+    assert ended.ending is Ending.SUCCEEDED
+    assert (job.path / "starts").read_text() == "xx"
+
+
+def test_a_signal_to_the_supervisor_reaches_the_worker(job: JobFolder, worker: Worker) -> None:
+    supervisor = supervise_in_a_process(job, worker("waits")(job.job_file))
+    wait_for(job.path / "ready")
+    supervisor.send_signal(signal.SIGTERM)
+    assert supervisor.wait(timeout=PATIENCE_SECONDS) == 0
+    assert read_record(job).phase == "waiting"
+
+
+def test_a_pid_of_another_process_is_not_taken_for_the_worker() -> None:
+    started = process_started_at(os.getpid())
+    assert started is not None and abs(started - time.time()) < 3600 * 24
+    assert is_running(os.getpid(), started_at=started)
+    assert not is_running(os.getpid(), started_at=started - 60)
+
+
+def test_two_supervisors_cannot_run_one_job(job: JobFolder, worker: Worker) -> None:
+    with supervising(job), pytest.raises(MachineCannot) as caught:
+        run(job, worker("works"))
+    assert caught.value.code == "JOB_BUSY"
+
+
+def test_a_full_disk_while_publishing_leaves_nothing_and_resume_publishes(
+    job: JobFolder, worker: Worker, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import errno
+
+    from tunesmith.storage import publish as publishing
+
+    def full(*_: object) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    with monkeypatch.context() as patched:
+        patched.setattr(publishing.shutil, "copyfileobj", full)
+        ended, _ = run(job, worker("works"))
+    assert ended.ending is Ending.WAITING and ended.error is not None and ended.error.code == "DISK_FULL"
+    assert not (tmp_path / "results").exists()
+    assert [path.name for path in tmp_path.iterdir() if "tmp" in path.name] == []
+    again, _ = run(job, worker("refuses"))  # trained already: only the publishing is left
+    assert again.ending is Ending.SUCCEEDED
+    assert (tmp_path / "results" / "manifest.json").exists()
+
+
+def test_a_forbidden_move_is_a_fault_of_ours(job: JobFolder) -> None:
+    from tunesmith.jobs.records import move
+
+    record = move(job, read_record(job), JobState.CANCELED)
+    with pytest.raises(TunesmithError) as caught:
+        move(job, record, JobState.IN_PROGRESS)
+    assert caught.value.code == "FORBIDDEN_MOVE"
+
+
+def test_history_counts_the_last_report_of_an_epoch(job: JobFolder, worker: Worker) -> None:
+    run(job, worker("dies before its last event"))
+    history = read_history(job)
+    assert sorted(history.epochs) == [0, 1]
+    assert history.attempts == 2

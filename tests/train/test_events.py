@@ -1,0 +1,50 @@
+"""The event log is append-only, and a torn line never swallows the next one."""
+
+import json
+from pathlib import Path
+
+from tunesmith.spec.metrics import NoticeEvent, StepEvent
+from tunesmith.train.artifact import read_steps
+from tunesmith.train.events import EventLog, now
+
+
+def step(number: int, loss: float) -> StepEvent:
+    return StepEvent(
+        time=now(), step=number, steps=4, epoch=1, loss=loss, learning_rate=0.1, gradient_norm=1.0, tokens=8,
+        learned_tokens=4, tokens_per_second=1.0, memory_bytes=1, eta_seconds=1.0,
+    )  # fmt: skip
+
+
+def test_torn_last_line_is_closed_before_appending(tmp_path: Path) -> None:
+    path = tmp_path / "events.jsonl"
+    path.write_bytes(b'{"time": "x", "kind": "not')
+    log = EventLog(tmp_path)
+    log.append(NoticeEvent(time=now(), code="A", message="b"))
+    log.close()
+    lines = path.read_bytes().split(b"\n")
+    assert lines[0] == b'{"time": "x", "kind": "not'
+    assert json.loads(lines[1])["code"] == "A"
+    assert lines[2] == b""
+
+
+def test_repeated_steps_count_once_with_their_last_value(tmp_path: Path) -> None:
+    log = EventLog(tmp_path)
+    for number, loss in ((1, 3.0), (2, 2.5), (2, 2.0), (3, 1.0)):
+        log.append(step(number, loss))
+    log.close()
+    assert [(event.step, event.loss) for event in read_steps(tmp_path / "events.jsonl")] == [
+        (1, 3.0),
+        (2, 2.0),
+        (3, 1.0),
+    ]
+
+
+def test_only_step_events_have_a_step_and_the_loss_is_unrounded(tmp_path: Path) -> None:
+    log = EventLog(tmp_path)
+    log.append(step(1, 0.1 + 0.2))
+    log.append(NoticeEvent(time=now(), code="A", message="b"))
+    log.close()
+    first, second = (json.loads(line) for line in (tmp_path / "events.jsonl").read_text().splitlines())
+    assert first["loss"] == 0.1 + 0.2
+    assert list(first)[:2] == ["time", "kind"]
+    assert "step" not in second

@@ -1,0 +1,172 @@
+"""Numerics of a step: against a plain float32 loop, over micro-batches, packed and unpacked, with dropout."""
+
+import math
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor, nn
+from transformers import LlamaForCausalLM
+
+from tests.train.conftest import MakeJob, some_rows
+from tunesmith.bundled import MODEL_FOLDER
+from tunesmith.data.batch import step_batches
+from tunesmith.data.prepare import Prepared, prepare
+from tunesmith.models.base import load_base
+from tunesmith.models.lora import LoraLinear, adapter_parameters, inject
+from tunesmith.spec.jobs import JobFile
+from tunesmith.spec.training import learning_rate_at
+from tunesmith.train.optimizer import FlatAdamW
+from tunesmith.train.step import train_step
+
+CPU = torch.device("cpu")
+
+
+def prepared_of(job: JobFile) -> Prepared:
+    return prepare(job.datasets, settings=job.settings, base=job.base, cache_folder=Path(job.cache_folder))
+
+
+def model_of(job: JobFile, *, seed: int = 3) -> nn.Module:
+    """The base with adapters whose output matrices are not zero, so that every gradient is alive."""
+    model = load_base(job.base, dtype=torch.float32, device=CPU)
+    inject(model, settings=job.settings)
+    generator = torch.Generator().manual_seed(seed)
+    for module in model.modules():
+        if isinstance(module, LoraLinear):
+            module.lora_B.data.normal_(0, 0.05, generator=generator)
+    return model
+
+
+def one_step(
+    job: JobFile, prepared: Prepared, rows: np.ndarray, *, micro: int, sequence_length: int = 64, **changes: int
+):
+    model = model_of(job)
+    optimizer = FlatAdamW(adapter_parameters(model), weight_decay=0.0)
+    batches = step_batches(prepared.training, rows, sequence_length=sequence_length, micro_batch_size=micro)
+    outcome = train_step(
+        model, optimizer, batches, seed=changes.get("seed", 0), step=changes.get("step", 1), learning_rate=1e-3,
+        max_gradient_norm=1e9, device=CPU,
+    )  # fmt: skip
+    return outcome, optimizer.gradient_P.clone(), len(batches)
+
+
+@pytest.fixture
+def job(make_job: MakeJob) -> JobFile:
+    path = make_job(lora_dropout=0.0, validation_fraction=0.0)
+    return JobFile.model_validate_json(path.read_bytes())
+
+
+def test_micro_batches_do_not_change_loss_or_gradient(job: JobFile) -> None:
+    prepared, rows = prepared_of(job), np.arange(8)
+    whole, gradient, _ = one_step(job, prepared, rows, micro=8, sequence_length=32)
+    for micro in (1, 2, 4):
+        part, other, count = one_step(job, prepared, rows, micro=micro, sequence_length=32)
+        assert count > 1
+        assert part.loss == pytest.approx(whole.loss, rel=1e-5)
+        torch.testing.assert_close(other, gradient, rtol=1e-5, atol=1e-7)
+
+
+def test_packing_does_not_change_loss_or_gradient(job: JobFile) -> None:
+    prepared, rows = prepared_of(job), np.arange(8)
+    longest = int(prepared.training.lengths.max())
+    packed, gradient, few = one_step(job, prepared, rows, micro=1, sequence_length=4 * longest)
+    alone, other, many = one_step(job, prepared, rows, micro=1, sequence_length=longest)
+    assert few < many
+    assert alone.loss == pytest.approx(packed.loss, rel=1e-5)
+    torch.testing.assert_close(other, gradient, rtol=1e-5, atol=1e-7)
+
+
+def test_dropout_masks_do_not_move_with_the_micro_batches(make_job: MakeJob) -> None:
+    path = make_job(lora_dropout=0.3, validation_fraction=0.0)
+    job = JobFile.model_validate_json(path.read_bytes())
+    prepared, rows = prepared_of(job), np.arange(8)
+    whole, gradient, _ = one_step(job, prepared, rows, micro=8, sequence_length=32)
+    part, other, _ = one_step(job, prepared, rows, micro=1, sequence_length=32)
+    assert part.loss == pytest.approx(whole.loss, rel=1e-5)
+    torch.testing.assert_close(other, gradient, rtol=1e-4, atol=1e-6)
+    for changes in ({"step": 2}, {"seed": 1}):
+        moved, *_ = one_step(job, prepared, rows, micro=8, sequence_length=32, **changes)
+        assert abs(moved.loss - whole.loss) > 1e-6
+
+
+class PlainLora(nn.Module):
+    """LoRA as its paper writes it: y = W x + (alpha / r) B A x, nothing fused."""
+
+    def __init__(self, inner: nn.Linear, module: LoraLinear, scale: float) -> None:
+        super().__init__()
+        self.inner, self.scale = inner, scale
+        self.a = nn.Parameter(module.lora_A.detach().clone())
+        self.b = nn.Parameter(module.lora_B.detach().clone())
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.inner(x) + self.scale * (x @ self.a.T @ self.b.T)
+
+
+def test_training_equals_a_plain_float32_loop(job: JobFile) -> None:
+    """transformers' own model, one row at a time, textbook loss and AdamW: the same losses over six steps."""
+    prepared = prepared_of(job)
+    ours = model_of(job)
+    adapters = {name: module for name, module in ours.named_modules() if isinstance(module, LoraLinear)}
+    plain = LlamaForCausalLM.from_pretrained(job.base.path, dtype=torch.float32, attn_implementation="eager")
+    plain.requires_grad_(False)
+    for name, module in adapters.items():
+        parent, _, leaf = name.rpartition(".")
+        setattr(plain.get_submodule(parent), leaf, PlainLora(plain.get_submodule(name), module, scale=8 / 4))
+    trained = [parameter for parameter in plain.parameters() if parameter.requires_grad]
+    reference = torch.optim.AdamW(trained, lr=1.0, weight_decay=0.0)
+    optimizer = FlatAdamW(adapter_parameters(ours), weight_decay=0.0)
+    for step in range(1, 7):
+        rows = np.arange(4) + 4 * (step % 3)
+        rate = learning_rate_at(job.settings, step=step, steps=6)
+        total, count = torch.zeros(()), 0
+        for row in rows:
+            example = prepared.training[int(row)]
+            tokens = torch.from_numpy(np.asarray(example.tokens))[None]
+            targets = torch.where(torch.from_numpy(np.asarray(example.learned)), tokens[0], -100)[1:]
+            logits = plain(tokens).logits[0, :-1]
+            total = total + nn.functional.cross_entropy(logits, targets, ignore_index=-100, reduction="sum")
+            count += int((targets != -100).sum())
+        reference.zero_grad()
+        (total / count).backward()
+        nn.utils.clip_grad_norm_(trained, 1.0)
+        reference.param_groups[0]["lr"] = rate
+        reference.step()
+        batches = step_batches(prepared.training, rows, sequence_length=64, micro_batch_size=2)
+        outcome = train_step(
+            ours, optimizer, batches, seed=0, step=step, learning_rate=rate, max_gradient_norm=1.0, device=CPU
+        )
+        assert outcome.learned_tokens == count
+        assert outcome.loss == pytest.approx(total.item() / count, rel=1e-5)
+
+
+def test_one_batch_of_one_row_is_learned(make_job: MakeJob) -> None:
+    path = make_job(rows=some_rows(1), base=MODEL_FOLDER, validation_fraction=0.0, lora_dropout=0.0, lora_rank=8)
+    job = JobFile.model_validate_json(path.read_bytes())
+    prepared = prepared_of(job)
+    model = model_of(job)
+    optimizer = FlatAdamW(adapter_parameters(model), weight_decay=0.0)
+    batches = step_batches(prepared.training, np.array([0]), sequence_length=64, micro_batch_size=1)
+    loss = math.inf
+    for step in range(1, 101):
+        loss = train_step(
+            model, optimizer, batches, seed=0, step=step, learning_rate=1e-2, max_gradient_norm=1.0, device=CPU
+        ).loss
+        if loss < 0.01:
+            break
+    assert loss < 0.01
+
+
+def test_a_loss_that_is_not_finite_updates_nothing(job: JobFile) -> None:
+    prepared = prepared_of(job)
+    model = model_of(job)
+    optimizer = FlatAdamW(adapter_parameters(model), weight_decay=0.0)
+    before = optimizer.values_P.detach().clone()
+    model.get_submodule("model.norm").weight.data[0] = math.nan
+    batches = step_batches(prepared.training, np.arange(4), sequence_length=64, micro_batch_size=4)
+    outcome = train_step(
+        model, optimizer, batches, seed=0, step=1, learning_rate=1e-2, max_gradient_norm=1.0, device=CPU
+    )
+    assert not outcome.is_finite
+    assert torch.equal(optimizer.values_P, before)
+    assert optimizer.updates == 0
