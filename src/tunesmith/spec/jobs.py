@@ -8,6 +8,7 @@ from pydantic import Field
 
 from tunesmith.errors import ErrorForm
 from tunesmith.spec.base import Spec
+from tunesmith.spec.catalog import DEFAULT_PROJECT, LOCAL_USER
 from tunesmith.spec.datasets import DatasetInput, RowCounts
 from tunesmith.spec.metrics import EpochMetrics, SplitMetrics
 from tunesmith.spec.models import ModelFacts
@@ -82,23 +83,35 @@ class JobResult(Spec):
 
 
 class JobRecord(Spec):
-    """What `jobs/` keeps of one job beside its events: written whole at each change of state."""
+    """What `jobs/` keeps of one job beside its events. Changed by `jobs/store.py` alone."""
 
     job_id: str
     state: JobState
-    phase: str | None
+    phase: str | None = None
     waiting_reason: str | None = None
+    retry_at: float | None = Field(
+        None, description="Seconds since the epoch at which a waiting job goes on by itself; null: when resumed."
+    )
+    is_foreground: bool = Field(False, description="The command that made it looks after it; the queue does not.")
+    is_paused: bool = False
     name: str
     model_version: str
+    project: str = DEFAULT_PROJECT
+    submitted_by: str = LOCAL_USER
+    priority: int = Field(0, ge=-100, le=100, description="Higher starts earlier among jobs of one project.")
     created_at: str
+    started_at: str | None = None
     finished_at: str | None = None
     attempts: int = 0
     worker_pid: int | None = None
     worker_started_at: float | None = Field(
         None, description="Start time of that process, to tell it from a re-used pid."
     )
+    run_limit_seconds: int | None = None
+    log: str | None = None
     results_uri: str
     artifact_uri: str | None = None
     command: list[str] = Field(default_factory=list)
     failure: ErrorForm | None = None
     failure_family: str | None = None
+    num_events: int = 0

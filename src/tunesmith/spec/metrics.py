@@ -128,6 +128,14 @@ class FinishedEvent(Event):
     peak_memory_bytes: int
 
 
+class StateEvent(Event):
+    """The job's state changed; written with the change, in one transaction, by control."""
+
+    kind: Literal["state"] = "state"
+    state: str
+    previous: str | None
+
+
 AnyEvent = Annotated[
     AttemptEvent
     | PhaseEvent
@@ -138,7 +146,8 @@ AnyEvent = Annotated[
     | SamplesEvent
     | VerdictEvent
     | FailureEvent
-    | FinishedEvent,
+    | FinishedEvent
+    | StateEvent,
     Field(discriminator="kind"),
 ]
 EVENT: TypeAdapter[AnyEvent] = TypeAdapter(AnyEvent)

@@ -1,0 +1,81 @@
+"""Gives a new model version its number, and moves it through its lifecycle. Both inside a caller's transaction.
+
+A number is never given twice in a version set, also when its job never started or its version was deleted.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import sqlalchemy as sa
+
+from tunesmith.errors import TunesmithError
+from tunesmith.spec.catalog import VERSION_MOVES, VersionState
+from tunesmith.storage.tables import MODEL_VERSIONS, VERSION_SETS
+
+
+def add_version(
+    connection: sa.Connection, *, project: str, version_set: str, above: int, created_at: str, **fields: Any
+) -> str:
+    """A new version in state CREATING, its set made if need be. Returns its name, `set:number`.
+
+    above: a number that is taken although the database does not know it (results of a lost database).
+    fields: name, description, base_name, results_uri and the other columns of `model_versions`.
+    """
+    set_id, number = _next_number(connection, project=project, version_set=version_set, above=above, now=created_at)
+    model_version = f"{version_set}:{number}"
+    connection.execute(
+        MODEL_VERSIONS.insert().values(
+            {"tags": "{}", "description": ""}
+            | fields
+            | {
+                "set_id": set_id,
+                "number": number,
+                "project": project,
+                "model_version": model_version,
+                "state": VersionState.CREATING,
+                "created_at": created_at,
+                "changed_at": created_at,
+            }
+        )
+    )
+    return model_version
+
+
+def _next_number(
+    connection: sa.Connection, *, project: str, version_set: str, above: int, now: str
+) -> tuple[int, int]:
+    found = (VERSION_SETS.c.project == project) & (VERSION_SETS.c.name == version_set)
+    last = VERSION_SETS.c.last_number
+    highest = sa.case((last > above, last), else_=above)
+    # one statement takes the number: two transactions that meet here wait for each other
+    row = connection.execute(
+        VERSION_SETS.update()
+        .where(found)
+        .values(last_number=highest + 1)
+        .returning(VERSION_SETS.c.set_id, VERSION_SETS.c.last_number)
+    ).one_or_none()
+    if row is None:
+        row = connection.execute(
+            VERSION_SETS.insert()
+            .values(project=project, name=version_set, description="", created_at=now, last_number=above + 1)
+            .returning(VERSION_SETS.c.set_id, VERSION_SETS.c.last_number)
+        ).one()
+    return row.set_id, row.last_number
+
+
+def move_version(
+    connection: sa.Connection, *, project: str, model_version: str, state: VersionState, now: str, **fields: Any
+) -> None:
+    """Change the state along the table of moves. Raises TunesmithError for a move that it does not hold."""
+    allowed = [before for before, moves in VERSION_MOVES.items() if state in moves]
+    changed = connection.execute(
+        MODEL_VERSIONS.update()
+        .where(MODEL_VERSIONS.c.project == project, MODEL_VERSIONS.c.model_version == model_version)
+        .where(MODEL_VERSIONS.c.state.in_(allowed))
+        .values(fields | {"state": state, "changed_at": now})
+    )
+    if changed.rowcount != 1:
+        raise TunesmithError(
+            "FORBIDDEN_MOVE", f"Model version {model_version} cannot become {state} from its state.", field="state"
+        )
