@@ -42,9 +42,7 @@ def add_version(
     return model_version
 
 
-def _next_number(
-    connection: sa.Connection, *, project: str, version_set: str, above: int, now: str
-) -> tuple[int, int]:
+def _next_number(connection: sa.Connection, *, project: str, version_set: str, above: int, now: str) -> tuple[int, int]:
     found = (VERSION_SETS.c.project == project) & (VERSION_SETS.c.name == version_set)
     last = VERSION_SETS.c.last_number
     highest = sa.case((last > above, last), else_=above)

@@ -122,9 +122,7 @@ class JobStore:
             "events_read_bytes": 0, "num_events": 1,
         }  # fmt: skip
         connection.execute(JOBS.insert().values(row))
-        _insert_events(
-            connection, job.job_id, 1, [StateEvent(time=created_at, state=JobState.ACCEPTED, previous=None)]
-        )
+        _insert_events(connection, job.job_id, 1, [StateEvent(time=created_at, state=JobState.ACCEPTED, previous=None)])
         return self.read(job.job_id, connection=connection)
 
     def read(self, job_id: str, *, connection: sa.Connection | None = None) -> JobRecord:
@@ -200,9 +198,7 @@ class JobStore:
     def release(self, lease: Lease) -> None:
         """Give the lease back; one that was lost already is nothing to give."""
         with self.database.write() as connection:
-            connection.execute(
-                JOBS.update().where(_holds(lease)).values(lease_owner=None, lease_until=None)
-            )
+            connection.execute(JOBS.update().where(_holds(lease)).values(lease_owner=None, lease_until=None))
 
     # ---- changes
 
@@ -326,7 +322,7 @@ class JobStore:
         found = [NumberedEvent(number=row.number, event=EVENT.validate_json(row.body)) for row in rows]
         return found[::-1] if newest else found
 
-    def _one(self, query: sa.Select[Any], connection: sa.Connection | None) -> sa.Row[Any] | None:
+    def _one(self, query: sa.Select[*tuple[Any, ...]], connection: sa.Connection | None) -> sa.Row[Any] | None:
         if connection is not None:
             return connection.execute(query).one_or_none()
         with self.database.read() as own:
@@ -342,7 +338,7 @@ def _columns(changes: dict[str, Any]) -> dict[str, Any]:
 
 
 def _record(row: sa.Row[Any]) -> JobRecord:
-    fields = dict(row._mapping)  # the public way to a row's names
+    fields: dict[str, Any] = dict(zip(JobRecord.model_fields, row, strict=True))
     fields["command"] = json.loads(fields["command"])
     fields["failure"] = json.loads(fields["failure"]) if fields["failure"] else None
     return JobRecord.model_validate(fields)

@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 import sqlalchemy as sa
+from sqlalchemy import event
 from sqlalchemy.exc import DatabaseError, OperationalError
 
 from tunesmith.errors import MachineCannot, TunesmithError
@@ -49,9 +50,9 @@ class Database:
     @contextmanager
     def write(self) -> Generator[sa.Connection]:
         """All or nothing; durable once the block has ended."""
-        with _in_our_words(self.url), self._engine.connect() as connection:
-            with connection.execution_options(tunesmith_write=True).begin():
-                yield connection
+        writing = self._engine.execution_options(tunesmith_write=True)
+        with _in_our_words(self.url), writing.begin() as connection:
+            yield connection
 
     def write_grouped(self, work: Callable[[sa.Connection], Result]) -> Result:
         """Run `work` in a transaction that it may share with what other threads write at the same moment.
@@ -90,9 +91,7 @@ class Database:
         self._engine.dispose()
 
 
-def _in_savepoint(
-    connection: sa.Connection, work: Callable[[sa.Connection], Any]
-) -> tuple[Any, BaseException | None]:
+def _in_savepoint(connection: sa.Connection, work: Callable[[sa.Connection], Any]) -> tuple[Any, BaseException | None]:
     try:
         with connection.begin_nested():
             return work(connection), None
@@ -144,8 +143,8 @@ def _revision(database: Database) -> str | None:
 def _engine(url: str) -> sa.Engine:
     engine = sa.create_engine(url, query_cache_size=CACHED_STATEMENTS)
     if engine.dialect.name == "sqlite":
-        sa.event.listen(engine, "connect", _prepare_sqlite)
-        sa.event.listen(engine, "begin", _begin_sqlite)
+        event.listen(engine, "connect", _prepare_sqlite)
+        event.listen(engine, "begin", _begin_sqlite)
     return engine
 
 
