@@ -62,7 +62,7 @@ class Database:
         answer: Future[Result] = Future()
         self._queue.append((work, answer))
         with self._writing:  # whoever gets here first writes for all that wait
-            if not answer.done():
+            while not answer.done():  # more than GROUP_LIMIT may be queued before it
                 self._write_queued()
         return answer.result()
 
