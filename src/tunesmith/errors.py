@@ -44,8 +44,16 @@ class UsageFault(TunesmithError):
     """An option or argument is wrong, or two contradict each other."""
 
 
+class Unknown(UsageFault):
+    """There is no such object here, or none that the caller may see."""
+
+
 class InputRefused(TunesmithError):
     """The data, the configuration or the model cannot be used as it is."""
+
+
+class Conflict(TunesmithError):
+    """The object's present state, or what uses it, forbids this: refused, nothing was changed."""
 
 
 class MachineCannot(TunesmithError):
@@ -62,7 +70,16 @@ class NotPermitted(TunesmithError):
 
 FAMILIES: dict[str, type[TunesmithError]] = {
     family.__name__: family
-    for family in (TunesmithError, UsageFault, InputRefused, MachineCannot, JobFailed, NotPermitted)
+    for family in (
+        TunesmithError,
+        UsageFault,
+        Unknown,
+        InputRefused,
+        Conflict,
+        MachineCannot,
+        JobFailed,
+        NotPermitted,
+    )
 }
 
 

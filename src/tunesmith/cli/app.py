@@ -22,18 +22,22 @@ from typer.core import TyperGroup
 from tunesmith import __version__
 from tunesmith.cli.output import Output, silence
 from tunesmith.errors import (
+    Conflict,
     InputRefused,
     JobFailed,
     MachineCannot,
     NotPermitted,
     TunesmithError,
+    Unknown,
     UsageFault,
 )
 
 EXIT_CODES: dict[type[TunesmithError], int] = {
     TunesmithError: 1,
     UsageFault: 2,
+    Unknown: 2,
     InputRefused: 3,
+    Conflict: 3,
     MachineCannot: 4,
     JobFailed: 5,
     NotPermitted: 6,
