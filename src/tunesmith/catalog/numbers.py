@@ -34,6 +34,7 @@ def add_version(
                 "project": project,
                 "model_version": model_version,
                 "state": VersionState.CREATING,
+                "is_losing_bytes": False,
                 "created_at": created_at,
                 "changed_at": created_at,
             }
@@ -56,7 +57,14 @@ def _next_number(connection: sa.Connection, *, project: str, version_set: str, a
     if row is None:
         row = connection.execute(
             VERSION_SETS.insert()
-            .values(project=project, name=version_set, description="", created_at=now, last_number=above + 1)
+            .values(
+                project=project,
+                name=version_set,
+                description="",
+                created_at=now,
+                last_number=above + 1,
+                alias_changes=0,
+            )
             .returning(VERSION_SETS.c.set_id, VERSION_SETS.c.last_number)
         ).one()
     return row.set_id, row.last_number

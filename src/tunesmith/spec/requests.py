@@ -16,14 +16,16 @@ VERSION_SET_PATTERN = r"^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$"
 LOCAL_SHAPE = "local"
 
 
-def _one_clean_line(text: str) -> str:
+def one_clean_line(text: str) -> str:
+    """A validator: `text` without control characters."""
     if any(unicodedata.category(character) in ("Cc", "Zl", "Zp", "Cs") for character in text):
         raise ValueError("it holds a control character")
     return text
 
 
-def _clean_text(text: str) -> str:
-    _one_clean_line(text.replace("\n", " ").replace("\t", " "))
+def clean_text(text: str) -> str:
+    """A validator: as one_clean_line, with line breaks and tabs allowed."""
+    one_clean_line(text.replace("\n", " ").replace("\t", " "))
     return text
 
 
@@ -44,10 +46,10 @@ class FinetuneRequest(Spec):
     results: str | None = Field(
         None, min_length=1, description="Folder or file:// URI of the artifact; default: under TUNESMITH_HOME."
     )
-    name: Annotated[str, AfterValidator(_one_clean_line)] | None = Field(
+    name: Annotated[str, AfterValidator(one_clean_line)] | None = Field(
         None, min_length=1, max_length=128, description="Name of the job; default: the model version's."
     )
-    description: Annotated[str, AfterValidator(_clean_text)] = Field(
+    description: Annotated[str, AfterValidator(clean_text)] = Field(
         "", max_length=4000, description="Free text, kept with the model."
     )
     version_set: str | None = Field(

@@ -7,6 +7,7 @@ Documents that a spec model defines are kept as its JSON, as text.
 from __future__ import annotations
 
 import sqlalchemy as sa
+from sqlalchemy import event
 
 # Constraint names by rule, so that a migration can name what it alters on every database.
 METADATA = sa.MetaData(
@@ -81,6 +82,7 @@ VERSION_SETS = sa.Table(
     sa.Column("description", sa.Text, nullable=False),
     sa.Column("created_at", sa.Text, nullable=False),
     sa.Column("last_number", sa.Integer, nullable=False),
+    sa.Column("alias_changes", sa.Integer, nullable=False),  # the newest generation of its aliases
     sa.UniqueConstraint("project", "name"),
 )
 
@@ -105,12 +107,15 @@ MODEL_VERSIONS = sa.Table(
     sa.Column("manifest", sa.Text),
     sa.Column("metrics", sa.Text),
     sa.Column("verdict", sa.Text),
+    sa.Column("is_losing_bytes", sa.Boolean, nullable=False),  # deleted, and its files are not all gone yet
     sa.Column("created_at", sa.Text, nullable=False),
     sa.Column("changed_at", sa.Text, nullable=False),
     sa.UniqueConstraint("set_id", "number"),
     sa.UniqueConstraint("project", "model_version"),
     sa.Index(None, "state", "sequence"),
+    sa.Index(None, "project", "sequence"),
     sa.Index(None, "job_id"),
+    sa.Index(None, "parent"),
 )
 
 ALIASES = sa.Table(
@@ -119,6 +124,7 @@ ALIASES = sa.Table(
     sa.Column("set_id", sa.Integer, sa.ForeignKey("version_sets.set_id"), primary_key=True),
     sa.Column("alias", sa.Text, primary_key=True),
     sa.Column("number", sa.Integer, nullable=False),
+    sa.Column("generation", sa.Integer, nullable=False),  # of the set's `alias_changes`, at its last move
     sa.Column("changed_at", sa.Text, nullable=False),
     sa.ForeignKeyConstraint(["set_id", "number"], ["model_versions.set_id", "model_versions.number"]),
 )
@@ -138,11 +144,14 @@ DATASETS = sa.Table(
     sa.Column("sha256", sa.Text, nullable=False),  # of the file's bytes
     sa.Column("content_hash", sa.Text, nullable=False),  # of its rows
     sa.Column("columns", sa.Text, nullable=False),
+    sa.Column("file_name", sa.Text, nullable=False),  # in the dataset's folder
+    sa.Column("location", sa.Text),
     sa.Column("source_uri", sa.Text),  # null: uploaded
     sa.Column("source_version_id", sa.Text),
     sa.Column("report", sa.Text, nullable=False),
     sa.Column("created_at", sa.Text, nullable=False),
     sa.Index(None, "project", "sequence"),
+    sa.Index(None, "sha256"),
 )
 
 BASE_MODELS = sa.Table(
@@ -214,6 +223,17 @@ AUDIT = sa.Table(
     sa.Column("detail", sa.Text),
 )
 
+# What was written stays as it was: also against a fault of ours.
+for _verb in ("UPDATE", "DELETE"):
+    event.listen(
+        AUDIT,
+        "after_create",
+        sa.DDL(
+            f"CREATE TRIGGER audit_no_{_verb.lower()} BEFORE {_verb} ON audit "
+            "BEGIN SELECT RAISE(ABORT, 'the audit log is append-only'); END"
+        ).execute_if(dialect="sqlite"),
+    )
+
 IDEMPOTENCY = sa.Table(
     "idempotency",
     METADATA,
@@ -223,4 +243,5 @@ IDEMPOTENCY = sa.Table(
     sa.Column("body_sha256", sa.Text, nullable=False),
     sa.Column("object_id", sa.Text, nullable=False),  # what the first request made
     sa.Column("created_at", sa.Text, nullable=False),
+    sa.Index(None, "created_at"),
 )
