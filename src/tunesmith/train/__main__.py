@@ -1,5 +1,8 @@
 """The training worker: `python -m tunesmith.train job.json`.
 
+With `-` for the file it stands by: it imports what takes seconds to import while its starter still checks the input,
+then reads one line from standard input, a JSON object with `job_file` and `log`. No line: nothing was to be done.
+
 Exit codes: 0 the artifact is whole; 1 a fault of ours; 3 data or model refused; 4 this machine cannot; 5 the run
 failed; 128 + N after signal N, the state checkpointed. The last event of a failed attempt tells why.
 """
@@ -7,6 +10,7 @@ failed; 128 + N after signal N, the state checkpointed. The last event of a fail
 from __future__ import annotations
 
 import errno
+import json
 import os
 import sys
 import traceback
@@ -79,10 +83,32 @@ def _read_job(path: Path) -> JobFile:
         raise InputRefused("JOB_FILE", f"{path}: {place}: {first['msg']}.", field=place) from error
 
 
+def _stand_by() -> Path | None:
+    """Import, wait for the job, take its folder and its log for our own. None where no job came."""
+    import transformers.modeling_utils  # noqa: F401  # half of what a start costs; loading a model needs it anyway
+
+    line = sys.stdin.readline()
+    if not line:
+        return None
+    given = json.loads(line)
+    job_file = Path(given["job_file"])
+    os.chdir(job_file.parent)
+    log = os.open(given["log"], os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600)
+    nowhere = os.open(os.devnull, os.O_RDONLY)
+    for handle, number in ((nowhere, 0), (log, 1), (log, 2)):
+        os.dup2(handle, number)
+    return job_file
+
+
 def main(arguments: list[str]) -> int:
     if len(arguments) != 1:
         print("usage: python -m tunesmith.train JOB_FILE", file=sys.stderr)
         return EXIT_CODES[UsageFault]
+    if arguments == ["-"]:
+        job_file = _stand_by()
+        if job_file is None:
+            return 0
+        arguments = [str(job_file)]
     path = Path(arguments[0]).resolve()
     try:
         job = _read_job(path)
@@ -111,6 +137,8 @@ def main(arguments: list[str]) -> int:
 
 
 if __name__ == "__main__":
+    # accelerate comes along with peft: transformers would import it, which takes 0.4 s and serves nothing here
+    sys.modules.setdefault("accelerate", None)  # type: ignore[arg-type]  # None is how Python marks what is not there
     code = main(sys.argv[1:])
     sys.stdout.flush()
     sys.stderr.flush()
