@@ -1,0 +1,75 @@
+"""`AsyncClient`: one connection to a server, with a noun for each part of the service."""
+
+from __future__ import annotations
+
+import os
+from types import TracebackType
+from typing import Any
+
+from tunesmith.client import local
+from tunesmith.client.asynchronous.jobs import AsyncJobs
+from tunesmith.client.asynchronous.nouns import (
+    AsyncAudit,
+    AsyncDatasets,
+    AsyncLocations,
+    AsyncLogs,
+    AsyncModels,
+    AsyncNetworks,
+    AsyncTokens,
+    AsyncVersions,
+    AsyncVersionSets,
+    PathLike,
+)
+from tunesmith.client.asynchronous.wire import AsyncWire
+from tunesmith.client.connection import find_endpoint
+
+
+class AsyncClient:
+    """The whole service. A context manager; `aclose` ends its connections.
+
+    url, token: of the server; without them TUNESMITH_URL and TUNESMITH_TOKEN, else the server that runs on this
+    machine's state folder, else the same application in this process (reading and administering; it runs no jobs).
+    """
+
+    def __init__(self, url: str | None = None, token: str | None = None) -> None:
+        endpoint = find_endpoint(url, token, environment=os.environ)
+        self._open(local.async_wire(os.environ) if endpoint.is_in_process else AsyncWire(endpoint))
+
+    @classmethod
+    def over(cls, wire: AsyncWire) -> AsyncClient:
+        """A client over a connection that is there already."""
+        client = cls.__new__(cls)
+        client._open(wire)
+        return client
+
+    def _open(self, wire: AsyncWire) -> None:
+        self.wire = wire
+        self.models = AsyncModels(wire)
+        self.datasets = AsyncDatasets(wire)
+        self.jobs = AsyncJobs(wire)
+        self.versions = AsyncVersions(wire)
+        self.version_sets = AsyncVersionSets(wire)
+        self.locations = AsyncLocations(wire)
+        self.logs = AsyncLogs(wire)
+        self.networks = AsyncNetworks(wire)
+        self.tokens = AsyncTokens(wire)
+        self.audit = AsyncAudit(wire)
+
+    async def plan(self, model: str, dataset: PathLike, **settings: Any) -> dict[str, Any]:
+        """What a job of the same model, dataset and settings would do and cost; nothing is started."""
+        return await self.jobs.plan(model, dataset, **settings)
+
+    async def system(self) -> dict[str, Any]:
+        """The server's release, disk, devices and queue."""
+        return await self.wire.document("GET", "/api/system")
+
+    async def aclose(self) -> None:
+        await self.wire.aclose()
+
+    async def __aenter__(self) -> AsyncClient:
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        await self.aclose()

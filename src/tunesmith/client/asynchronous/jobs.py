@@ -1,0 +1,232 @@
+"""Jobs: submitting, following and steering them.
+
+In: what to fine-tune. Out: a handle of the job, with its state as last seen. A path of this machine is uploaded first;
+everything else is the server's to find. A handle knows what the server told last: `refresh` asks anew.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import AsyncIterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from tunesmith.client.asynchronous.nouns import AsyncDatasets, PathLike, part
+from tunesmith.client.asynchronous.wire import AsyncWire
+from tunesmith.client.display import DisplayKind, display_for, table_html
+from tunesmith.client.events import NumberedEvent, Watched
+from tunesmith.client.streams import Progress
+from tunesmith.errors import JobFailed, MachineCannot
+from tunesmith.spec.api import JobView
+from tunesmith.spec.jobs import FINAL_STATES, JobResult, JobState
+
+DATASET_FIELDS = ("dataset", "validation_dataset", "test_dataset")
+Submission = Mapping[str, Any]
+
+
+class AsyncJob:
+    """One job. `view` is what the server told last."""
+
+    def __init__(self, jobs: AsyncJobs, view: JobView) -> None:
+        self._jobs = jobs
+        self.view = view
+
+    @property
+    def job_id(self) -> str:
+        return self.view.job_id
+
+    @property
+    def state(self) -> JobState:
+        return self.view.state
+
+    @property
+    def model_version(self) -> str:
+        return self.view.model_version
+
+    @property
+    def is_finished(self) -> bool:
+        return self.view.state in FINAL_STATES
+
+    async def refresh(self) -> AsyncJob:
+        self.view = await self._jobs.view(self.job_id)
+        return self
+
+    def events(self, *, after: int = 0) -> AsyncIterator[NumberedEvent]:
+        """Every event from number `after` + 1 to the job's end, as it comes."""
+        return self._jobs.events(self.job_id, after=after)
+
+    async def watch(self, *, display: DisplayKind = "auto") -> AsyncJob:
+        """Show the job until it ends: in a notebook's cell, a terminal's panel, or lines on standard error.
+
+        Interrupting it ends the watching alone; the job runs on.
+        """
+        watched = Watched(job_id=self.job_id, name=self.view.name, state=self.view.state, phase=self.view.phase)
+        with display_for(display) as shown:
+            shown.show(watched, None)
+            async for each in self.events():
+                watched.add(each.event)
+                shown.show(watched, each.event)
+            await self.refresh()
+            shown.show(watched, None)
+        return self
+
+    async def wait(self) -> AsyncJob:
+        """Until it ends, without a word."""
+        return await self.watch(display="none")
+
+    async def result(self) -> JobResult:
+        """The result, once the job ended. Raises JobFailed where it failed or was canceled, with its failure."""
+        if not self.is_finished and not (await self.refresh()).is_finished:
+            await self.wait()
+        result = await self._jobs.result(self.job_id)
+        if result.state is JobState.SUCCEEDED:
+            return result
+        failure = result.failure
+        if failure is None:
+            raise JobFailed(
+                "JOB_CANCELED",
+                f"The job {self.job_id} was canceled.",
+                field="JOB",
+                hint="`clone` submits it again.",
+            )
+        raise JobFailed(failure["code"], failure["message"], field=failure["field"], hint=failure["hint"])
+
+    async def cancel(self) -> AsyncJob:
+        return self._now(await self._jobs.act(self.job_id, "cancel"))
+
+    async def pause(self) -> AsyncJob:
+        return self._now(await self._jobs.act(self.job_id, "pause"))
+
+    async def resume(self) -> AsyncJob:
+        return self._now(await self._jobs.act(self.job_id, "resume"))
+
+    async def clone(self, **changes: Any) -> AsyncJob:
+        """A new job of the same model, data and settings, but for the changes."""
+        return await self._jobs.clone(self.job_id, **changes)
+
+    def _now(self, view: JobView) -> AsyncJob:
+        self.view = view
+        return self
+
+    def __repr__(self) -> str:
+        return f"<Job {self.job_id} {self.state.value} {self.model_version}>"
+
+    def _repr_html_(self) -> str:
+        view = self.view
+        rows = [("job", view.job_id), ("name", view.name), ("state", view.state.value)]
+        rows += [("phase", view.phase)] if view.phase else []
+        rows += [("version", view.model_version), ("created", view.created_at)]
+        return table_html(("", ""), rows)
+
+
+class AsyncJobs:
+    def __init__(self, wire: AsyncWire) -> None:
+        self._wire = wire
+        self._datasets = AsyncDatasets(wire)
+
+    async def submit(
+        self, model: str, dataset: PathLike, *, progress: Progress | None = None, **settings: Any
+    ) -> AsyncJob:
+        """Submit a fine-tuning job; accepted means durable.
+
+        dataset: a file of this machine (uploaded first), a dataset's id, or `location:path`. settings: every option of
+        `tunesmith finetune` by its field name, such as epochs, learning_rate, lora_rank, name, version_set.
+        """
+        self._refuse_without_server()
+        body = await self._body({**settings, "model": model, "dataset": dataset}, progress)
+        return AsyncJob(self, await self._wire.fetch(JobView, "POST", "/api/jobs", body=body, creates=True))
+
+    async def plan(self, model: str, dataset: PathLike, **settings: Any) -> dict[str, Any]:
+        """What the same submission would do and cost; nothing is started."""
+        body = await self._body({**settings, "model": model, "dataset": dataset}, None)
+        return await self._wire.document("POST", "/api/plan", body=body)
+
+    async def get(self, job_id: str) -> AsyncJob:
+        return AsyncJob(self, await self.view(job_id))
+
+    async def view(self, job_id: str) -> JobView:
+        return await self._wire.fetch(JobView, "GET", f"/api/jobs/{part(job_id)}")
+
+    async def list(
+        self, *, state: str | None = None, search: str | None = None, limit: int | None = None
+    ) -> list[AsyncJob]:
+        query = {"state": state, "search": search}
+        views = await self._wire.pages(JobView, "/api/jobs", "jobs", query=query, limit=limit)
+        return [AsyncJob(self, view) for view in views]
+
+    async def result(self, job_id: str) -> JobResult:
+        """Of a job that ended, however it did. Raises Conflict before that."""
+        return await self._wire.fetch(JobResult, "GET", f"/api/jobs/{part(job_id)}/result")
+
+    def events(self, job_id: str, *, after: int = 0) -> AsyncIterator[NumberedEvent]:
+        return self._wire.events(part(job_id), after=after)
+
+    async def cancel(self, job_id: str) -> AsyncJob:
+        return AsyncJob(self, await self.act(job_id, "cancel"))
+
+    async def pause(self, job_id: str) -> AsyncJob:
+        return AsyncJob(self, await self.act(job_id, "pause"))
+
+    async def resume(self, job_id: str) -> AsyncJob:
+        return AsyncJob(self, await self.act(job_id, "resume"))
+
+    async def clone(self, job_id: str, **changes: Any) -> AsyncJob:
+        self._refuse_without_server()
+        body = await self._body(changes, None)
+        view = await self._wire.fetch(JobView, "POST", f"/api/jobs/{part(job_id)}/clone", body=body, creates=True)
+        return AsyncJob(self, view)
+
+    async def act(self, job_id: str, verb: str) -> JobView:
+        if verb == "resume":
+            self._refuse_without_server()
+        return await self._wire.fetch(JobView, "POST", f"/api/jobs/{part(job_id)}/{verb}")
+
+    async def log(self, job_id: str, *, lines: int = 200, search: str | None = None) -> list[str]:
+        """The end of the job's log."""
+        query = {"lines": lines, "search": search}
+        return list((await self._wire.document("GET", f"/api/jobs/{part(job_id)}/log", query=query))["lines"])
+
+    async def download_log(self, job_id: str, target: PathLike) -> Path:
+        return await self._wire.download(f"/api/jobs/{part(job_id)}/log/download", Path(target))
+
+    async def ledger(self, job_id: str, *, fate: str | None = None, limit: int | None = None) -> list[dict[str, Any]]:
+        """What became of each row of the datasets."""
+        return await self._wire.rows(f"/api/jobs/{part(job_id)}/ledger", "rows", query={"fate": fate}, limit=limit)
+
+    def _refuse_without_server(self) -> None:
+        if self._wire.endpoint.is_in_process:
+            raise MachineCannot(
+                "NO_SERVER",
+                "No server runs that could run a job.",
+                field="TUNESMITH_URL",
+                hint="Start one with `tunesmith serve`; `tunesmith finetune` runs a job in the foreground without one.",
+            )
+
+    async def _body(self, wanted: Submission, progress: Progress | None) -> dict[str, Any]:
+        """The request with files of this machine uploaded and relative folders made absolute."""
+        body = {name: value for name, value in wanted.items() if value is not None}
+        for name in DATASET_FIELDS:
+            if name in body and _is_local_file(body[name]):
+                file = Path(body[name])
+                uploaded = await self._datasets.upload(file, columns=body.get("columns"), progress=progress)
+                body[name] = uploaded.dataset_id
+        for name in ("model", "results"):
+            if name in body and _is_local_folder(body[name]):
+                body[name] = os.fspath(Path(body[name]).expanduser().absolute())
+        return {name: _plain(value) for name, value in body.items()}
+
+
+def _is_local_file(value: PathLike) -> bool:
+    """A path object is meant as a file of this machine, also where it is absent; a text only where there is one."""
+    return isinstance(value, os.PathLike) or Path(value).is_file()
+
+
+def _is_local_folder(value: PathLike) -> bool:
+    return isinstance(value, os.PathLike) or value.startswith((".", "~")) or Path(value).is_dir()
+
+
+def _plain(value: Any) -> Any:
+    """Tuples and paths as JSON knows them."""
+    if isinstance(value, os.PathLike):
+        return os.fspath(value)
+    return list(value) if isinstance(value, Sequence) and not isinstance(value, str) else value

@@ -1,0 +1,99 @@
+"""From an answer of the server, or the lack of one, to the package's own errors.
+
+In: a status and a body, or what httpx2 raised. Out: an error of `tunesmith.errors`, so that a caller of the client, of
+the command line and of our own functions catches the same families. The one table of statuses for clients stands here.
+"""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+import httpx2
+
+from tunesmith.errors import (
+    Conflict,
+    InputRefused,
+    MachineCannot,
+    NotPermitted,
+    TunesmithError,
+    Unknown,
+    UsageFault,
+)
+
+FAMILY_OF_STATUS: dict[int, type[TunesmithError]] = {
+    400: InputRefused,
+    401: NotPermitted,
+    403: NotPermitted,
+    404: Unknown,
+    405: UsageFault,
+    408: MachineCannot,
+    409: Conflict,
+    411: InputRefused,
+    413: InputRefused,
+    415: UsageFault,
+    421: NotPermitted,
+    422: InputRefused,
+    429: MachineCannot,
+    502: MachineCannot,
+    503: MachineCannot,
+    504: MachineCannot,
+    507: MachineCannot,
+}
+# A 422 is the fault of a dataset or model, but for these: an option is wrong, and the exit code says so.
+USAGE_CODES = frozenset({"BAD_OPTION", "OPTIONS_EXCLUDE", "UNKNOWN_FIELD", "MISSING_FIELD", "INVALID_FIELD"})
+NOT_BUILT = "NOT_BUILT"  # a 422 too: what this release lacks, it will lack tomorrow
+
+
+def error_of(status: int, body: bytes, *, url: str) -> TunesmithError:
+    """The error that an answer with a status from 400 tells."""
+    form = _form(body)
+    if form is None:
+        return MachineCannot(
+            "UNEXPECTED_ANSWER",
+            f"{url} answered with status {status}, and not in the form of a Tunesmith server.",
+            field="TUNESMITH_URL",
+            hint="Is this the address of `tunesmith serve`, and no proxy in between?",
+        )
+    family = FAMILY_OF_STATUS.get(status, TunesmithError)
+    if status == 422 and form["code"] in USAGE_CODES:
+        family = UsageFault
+    elif form["code"] == NOT_BUILT:
+        family = MachineCannot
+    return family(form["code"], form["message"], field=form.get("field"), hint=form.get("hint"))
+
+
+def lost(error: httpx2.TransportError, *, url: str) -> MachineCannot:
+    """What a caller is told when the connection could not be made, or broke, and no retry helped."""
+    if isinstance(error, httpx2.ConnectError | httpx2.ConnectTimeout):
+        return MachineCannot(
+            "SERVER_UNREACHABLE",
+            f"No server answers at {url}.",
+            field="TUNESMITH_URL",
+            hint="Start one with `tunesmith serve`, or check the address.",
+        )
+    return MachineCannot(
+        "CONNECTION_LOST",
+        f"The connection to {url} was lost ({type(error).__name__}) and could not be made again.",
+        field="TUNESMITH_URL",
+        hint="Try again; what the server accepted before is kept.",
+    )
+
+
+def unreadable(url: str) -> MachineCannot:
+    """A success whose body is not what this release knows."""
+    return MachineCannot(
+        "UNEXPECTED_ANSWER",
+        f"{url} answered with something that this release of the client does not understand.",
+        field="TUNESMITH_URL",
+        hint="Are client and server of releases that fit? `tunesmith --version` and /healthz tell theirs.",
+    )
+
+
+def _form(body: bytes) -> dict[str, Any] | None:
+    try:
+        form = json.loads(body)["error"]
+    except (ValueError, KeyError, TypeError):
+        return None
+    is_ours = isinstance(form, dict) and isinstance(form.get("code"), str) and isinstance(form.get("message"), str)
+    return form if is_ours else None

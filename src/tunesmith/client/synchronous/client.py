@@ -1,0 +1,76 @@
+# Made from client/asynchronous/client.py by scripts/make_sync_client.py; do not edit.
+"""`Client`: one connection to a server, with a noun for each part of the service."""
+
+from __future__ import annotations
+
+import os
+from types import TracebackType
+from typing import Any
+
+from tunesmith.client import local
+from tunesmith.client.connection import find_endpoint
+from tunesmith.client.synchronous.jobs import Jobs
+from tunesmith.client.synchronous.nouns import (
+    Audit,
+    Datasets,
+    Locations,
+    Logs,
+    Models,
+    Networks,
+    PathLike,
+    Tokens,
+    Versions,
+    VersionSets,
+)
+from tunesmith.client.synchronous.wire import Wire
+
+
+class Client:
+    """The whole service. A context manager; `close` ends its connections.
+
+    url, token: of the server; without them TUNESMITH_URL and TUNESMITH_TOKEN, else the server that runs on this
+    machine's state folder, else the same application in this process (reading and administering; it runs no jobs).
+    """
+
+    def __init__(self, url: str | None = None, token: str | None = None) -> None:
+        endpoint = find_endpoint(url, token, environment=os.environ)
+        self._open(local.wire(os.environ) if endpoint.is_in_process else Wire(endpoint))
+
+    @classmethod
+    def over(cls, wire: Wire) -> Client:
+        """A client over a connection that is there already."""
+        client = cls.__new__(cls)
+        client._open(wire)
+        return client
+
+    def _open(self, wire: Wire) -> None:
+        self.wire = wire
+        self.models = Models(wire)
+        self.datasets = Datasets(wire)
+        self.jobs = Jobs(wire)
+        self.versions = Versions(wire)
+        self.version_sets = VersionSets(wire)
+        self.locations = Locations(wire)
+        self.logs = Logs(wire)
+        self.networks = Networks(wire)
+        self.tokens = Tokens(wire)
+        self.audit = Audit(wire)
+
+    def plan(self, model: str, dataset: PathLike, **settings: Any) -> dict[str, Any]:
+        """What a job of the same model, dataset and settings would do and cost; nothing is started."""
+        return self.jobs.plan(model, dataset, **settings)
+
+    def system(self) -> dict[str, Any]:
+        """The server's release, disk, devices and queue."""
+        return self.wire.document("GET", "/api/system")
+
+    def close(self) -> None:
+        self.wire.close()
+
+    def __enter__(self) -> Client:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
