@@ -48,6 +48,7 @@ JOBS = sa.Table(
     sa.Column("worker_pid", sa.Integer),
     sa.Column("worker_started_at", sa.Float),
     sa.Column("run_limit_seconds", sa.Integer),
+    sa.Column("run_seconds", sa.Float, nullable=False),  # of workers that ended; the limit counts the living one too
     sa.Column("log", sa.Text),
     sa.Column("results_uri", sa.Text, nullable=False),
     sa.Column("artifact_uri", sa.Text),
@@ -107,6 +108,8 @@ MODEL_VERSIONS = sa.Table(
     sa.Column("manifest", sa.Text),
     sa.Column("metrics", sa.Text),
     sa.Column("verdict", sa.Text),
+    sa.Column("best_epoch", sa.Integer),
+    sa.Column("outcome", sa.Text),  # the verdict's
     sa.Column("is_losing_bytes", sa.Boolean, nullable=False),  # deleted, and its files are not all gone yet
     sa.Column("created_at", sa.Text, nullable=False),
     sa.Column("changed_at", sa.Text, nullable=False),
@@ -148,6 +151,7 @@ DATASETS = sa.Table(
     sa.Column("location", sa.Text),
     sa.Column("source_uri", sa.Text),  # null: uploaded
     sa.Column("source_version_id", sa.Text),
+    sa.Column("num_warnings", sa.Integer, nullable=False),
     sa.Column("report", sa.Text, nullable=False),
     sa.Column("created_at", sa.Text, nullable=False),
     sa.Index(None, "project", "sequence"),

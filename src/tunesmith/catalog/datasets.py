@@ -1,0 +1,148 @@
+"""Datasets: checked files with their hashes, counts and report. Their bytes lie elsewhere, in the state folder or where
+`source_uri` says; who deletes a dataset removes them after the transaction.
+"""
+
+from __future__ import annotations
+
+import json
+import secrets
+from collections.abc import Sequence
+from typing import Any
+
+import sqlalchemy as sa
+
+from tunesmith.catalog import audit
+from tunesmith.catalog.clock import now
+from tunesmith.catalog.models import named
+from tunesmith.catalog.paging import Page, matching, read_page, tagged, tags_text
+from tunesmith.errors import Conflict, Unknown
+from tunesmith.spec.catalog import DatasetView, NewDataset, NounChange
+from tunesmith.spec.datasets import DatasetReport
+from tunesmith.spec.jobs import FINAL_STATES
+from tunesmith.storage.tables import DATASETS, JOBS
+
+VIEW_COLUMNS = [column for column in DATASETS.c if column.name not in ("project", "report")]
+ASKED_FIELDS = ("dataset", "validation_dataset", "test_dataset")
+
+
+def new_dataset_id() -> str:
+    return f"ds-{secrets.token_hex(8)}"
+
+
+def add_dataset(
+    connection: sa.Connection, new: NewDataset, *, project: str, actor: str, dataset_id: str | None = None
+) -> DatasetView:
+    """dataset_id: one that its file was already kept under."""
+    report = new.report
+    dataset_id = dataset_id or new_dataset_id()
+    connection.execute(
+        DATASETS.insert().values(
+            dataset_id=dataset_id, project=project, name=new.name, description=new.description,
+            tags=tags_text(new.tags), kind=report.kind, rows=report.rows, bytes=report.bytes, sha256=new.sha256,
+            content_hash=report.content_hash, columns=json.dumps(new.columns, sort_keys=True), file_name=new.file_name,
+            location=new.location, source_uri=new.source_uri, source_version_id=new.source_version_id,
+            num_warnings=report.num_warnings, report=report.model_dump_json(), created_at=now(),
+        )
+    )  # fmt: skip
+    audit.record(connection, actor, "dataset.add", dataset_id, {"name": new.name, "sha256": new.sha256})
+    return find_dataset(connection, dataset_id, project=project)
+
+
+def list_datasets(
+    connection: sa.Connection,
+    *,
+    project: str,
+    search: str | None = None,
+    tag: str | None = None,
+    after: str | None = None,
+    limit: int | None = None,
+) -> Page[DatasetView]:
+    """The newest first."""
+    query = sa.select(*VIEW_COLUMNS).where(
+        DATASETS.c.project == project,
+        matching(search, DATASETS.c.dataset_id, DATASETS.c.name, DATASETS.c.description, DATASETS.c.tags),
+        tagged(tag, DATASETS.c.tags),
+    )
+    return read_page(connection, query, key=DATASETS.c.sequence, after=after, limit=limit, make=_views)
+
+
+def find_dataset(connection: sa.Connection, dataset_id: str, *, project: str) -> DatasetView:
+    """Raises Unknown (UNKNOWN_DATASET)."""
+    row = connection.execute(sa.select(*VIEW_COLUMNS).where(_is(project, dataset_id))).one_or_none()
+    if row is None:
+        raise Unknown(
+            "UNKNOWN_DATASET",
+            f"There is no dataset {dataset_id[:80]!r} here.",
+            field="dataset",
+            hint="List the datasets; each has an id that begins with ds-.",
+        )
+    return _views([row])[0]
+
+
+def read_report(connection: sa.Connection, dataset_id: str, *, project: str) -> DatasetReport:
+    """Raises Unknown."""
+    find_dataset(connection, dataset_id, project=project)
+    text = connection.execute(sa.select(DATASETS.c.report).where(_is(project, dataset_id))).scalar_one()
+    return DatasetReport.model_validate_json(text)
+
+
+def change_dataset(
+    connection: sa.Connection, dataset_id: str, change: NounChange, *, project: str, actor: str
+) -> DatasetView:
+    """Raises Unknown."""
+    find_dataset(connection, dataset_id, project=project)
+    given = change.model_dump(exclude_none=True)
+    values = given | ({"tags": tags_text(given["tags"])} if "tags" in given else {})
+    if values:
+        connection.execute(DATASETS.update().where(_is(project, dataset_id)).values(values))
+        audit.record(connection, actor, "dataset.change", dataset_id, {"changed": sorted(values)})
+    return find_dataset(connection, dataset_id, project=project)
+
+
+def delete_dataset(connection: sa.Connection, dataset_id: str, *, project: str, actor: str) -> DatasetView:
+    """Take it out of the catalog and return what it was: its file is to be removed once the transaction stands.
+
+    Jobs that are not finished need it; the lineage of finished ones keeps its hashes. Raises Unknown,
+    Conflict (DATASET_IN_USE).
+    """
+    dataset = find_dataset(connection, dataset_id, project=project)
+    users = dataset_users(connection, dataset_id, project=project)
+    if users:
+        raise Conflict(
+            "DATASET_IN_USE",
+            f"The dataset {dataset_id} is used by {named(users)}.",
+            field="dataset",
+            hint="Wait until those jobs are finished, or cancel them.",
+        )
+    connection.execute(DATASETS.delete().where(_is(project, dataset_id)))
+    audit.record(connection, actor, "dataset.delete", dataset_id, {"name": dataset.name, "sha256": dataset.sha256})
+    return dataset
+
+
+def dataset_users(connection: sa.Connection, dataset_id: str, *, project: str) -> list[str]:
+    """The unfinished jobs that were asked to read it."""
+    rows = connection.execute(
+        sa.select(JOBS.c.job_id, JOBS.c.request)
+        .where(JOBS.c.project == project, JOBS.c.state.not_in(FINAL_STATES))
+        .where(JOBS.c.request.contains(json.dumps(dataset_id), autoescape=True))
+        .order_by(JOBS.c.sequence)
+    ).all()
+    return [row.job_id for row in rows if _asks_for(json.loads(row.request), dataset_id)]
+
+
+def _asks_for(request: dict[str, Any], dataset_id: str) -> bool:
+    return any(request.get(field) == dataset_id for field in ASKED_FIELDS)
+
+
+def _is(project: str, dataset_id: str) -> sa.ColumnElement[bool]:
+    return (DATASETS.c.project == project) & (DATASETS.c.dataset_id == dataset_id)
+
+
+def _views(rows: Sequence[sa.Row[Any]]) -> list[DatasetView]:
+    views: list[DatasetView] = []
+    for row in rows:
+        fields = row._asdict()
+        del fields["sequence"]
+        documents = {"tags": json.loads(row.tags), "columns": json.loads(row.columns)}
+        views.append(DatasetView.model_validate(fields | documents))
+    return views

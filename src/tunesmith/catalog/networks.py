@@ -1,0 +1,66 @@
+"""Networks: which addresses, and which interface, the machines of one job talk over."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from typing import Any
+
+import sqlalchemy as sa
+
+from tunesmith.catalog import audit
+from tunesmith.catalog.clock import now
+from tunesmith.catalog.models import named
+from tunesmith.catalog.paging import Page, matching, read_page
+from tunesmith.errors import Conflict, Unknown
+from tunesmith.spec.catalog import NetworkView, NewNetwork
+from tunesmith.spec.jobs import FINAL_STATES
+from tunesmith.storage.tables import JOBS, NETWORKS
+
+
+def add_network(connection: sa.Connection, new: NewNetwork, *, actor: str) -> NetworkView:
+    """Raises Conflict (NETWORK_TAKEN)."""
+    if connection.execute(sa.select(NETWORKS.c.name).where(NETWORKS.c.name == new.name)).first() is not None:
+        raise Conflict("NETWORK_TAKEN", f"There is a network {new.name!r} already.", field="name")
+    connection.execute(NETWORKS.insert().values(new.model_dump() | {"created_at": now()}))
+    audit.record(connection, actor, "network.add", new.name, {"cidr": new.cidr})
+    return find_network(connection, new.name)
+
+
+def list_networks(
+    connection: sa.Connection, *, search: str | None = None, after: str | None = None, limit: int | None = None
+) -> Page[NetworkView]:
+    """By name."""
+    query = sa.select(NETWORKS).where(matching(search, NETWORKS.c.name, NETWORKS.c.cidr, NETWORKS.c.description))
+    return read_page(connection, query, key=NETWORKS.c.name, after=after, limit=limit, make=_views)
+
+
+def find_network(connection: sa.Connection, name: str) -> NetworkView:
+    """Raises Unknown (UNKNOWN_NETWORK)."""
+    row = connection.execute(sa.select(NETWORKS).where(NETWORKS.c.name == name)).one_or_none()
+    if row is None:
+        raise Unknown(
+            "UNKNOWN_NETWORK", f"There is no network {name[:80]!r} here.", field="network",
+            hint="One replica needs none: leave it out.",
+        )  # fmt: skip
+    return _views([row])[0]
+
+
+def remove_network(connection: sa.Connection, name: str, *, actor: str) -> None:
+    """Raises Unknown, Conflict (NETWORK_IN_USE)."""
+    find_network(connection, name)
+    rows = connection.execute(
+        sa.select(JOBS.c.job_id, JOBS.c.request)
+        .where(JOBS.c.state.not_in(FINAL_STATES), JOBS.c.request.contains(json.dumps(name), autoescape=True))
+    )  # fmt: skip
+    if users := [row.job_id for row in rows if json.loads(row.request).get("network") == name]:
+        raise Conflict(
+            "NETWORK_IN_USE", f"The network {name} is used by {named(users)}.", field="network",
+            hint="Wait for those jobs.",
+        )  # fmt: skip
+    connection.execute(NETWORKS.delete().where(NETWORKS.c.name == name))
+    audit.record(connection, actor, "network.remove", name)
+
+
+def _views(rows: Sequence[sa.Row[Any]]) -> list[NetworkView]:
+    return [NetworkView.model_validate(row._asdict()) for row in rows]
