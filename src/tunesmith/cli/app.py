@@ -44,14 +44,22 @@ EXIT_CODES: dict[type[TunesmithError], int] = {
 }
 EXIT_INTERRUPTED = 130
 
-# name -> what it does; the module is tunesmith.cli.<name>, with a Typer named `app`
+# name -> what it does; the module is tunesmith.cli.<name> (`_` for `-`), with a Typer named `app`
 COMMANDS = {
     "demo": "Fine-tune the bundled model on the bundled data, on any machine.",
     "finetune": "Fine-tune a model on a dataset, the whole way in the foreground.",
     "plan": "Show what a fine-tuning run would do and cost; start nothing.",
-    "dataset": "Check a dataset: every fault with its line and column.",
-    "model": "Look at a base model.",
+    "model": "List, show and register base models.",
+    "dataset": "Check a file; list, show and upload datasets.",
     "job": "List, show and resume jobs.",
+    "version": "List, show, compare, alias and export model versions.",
+    "version-set": "List and show sets of model versions.",
+    "location": "Declare, check and browse places of datasets and results.",
+    "log": "List and make named logs.",
+    "network": "List and declare networks.",
+    "token": "List, make and revoke tokens of the service.",
+    "audit": "List who changed what.",
+    "system": "Show the server: release, disk, devices, queue.",
     "doctor": "Show what this machine has, and the one command that mends what is wrong.",
 }
 
@@ -73,7 +81,7 @@ class LazyCommands(TyperGroup):
     def get_command(self, ctx: Any, cmd_name: str) -> Any:
         if cmd_name not in COMMANDS:
             return None
-        module = importlib.import_module(f"tunesmith.cli.{cmd_name}")
+        module = importlib.import_module(f"tunesmith.cli.{cmd_name.replace('-', '_')}")
         command = typer.main.get_command(module.app)
         command.name = cmd_name
         return command

@@ -1,28 +1,46 @@
-"""`tunesmith dataset check FILE`: every fault with line and column; with a model, tokens and what would be learned."""
+"""`tunesmith dataset check FILE`: every fault with line and column; with a model, tokens and what would be learned.
+
+And the datasets of the service: `list | show | upload | register | edit | delete`.
+"""
 
 from __future__ import annotations
 
 import os
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Annotated, Any
 
 import typer
 
+from tunesmith.cli.connected import (
+    DescriptionOption,
+    JsonOption,
+    LimitOption,
+    NameOption,
+    SearchOption,
+    TagsOption,
+    complete_dataset,
+    complete_location,
+    connected,
+    given,
+    noun,
+    read_tags,
+    tell_fields,
+    tell_table,
+)
 from tunesmith.cli.output import Output, visible
 from tunesmith.cli.report import console
 from tunesmith.errors import InputRefused
 from tunesmith.spec.datasets import DatasetReport, Finding, Preparation, TokenSummary
 
-app = typer.Typer(
-    rich_markup_mode=None, pretty_exceptions_enable=False, add_completion=False, no_args_is_help=True,
-    help="Check a dataset.",
-)  # fmt: skip
+app = noun("Check a file; upload and look at datasets.")
+Dataset = Annotated[str, typer.Argument(metavar="DATASET", help="Its id.", autocompletion=complete_dataset)]
+ColumnsOption = Annotated[
+    list[str] | None,
+    typer.Option("--columns", metavar="OURS=THEIRS,...", help="Names of the file's columns."),
+]
 
 HISTOGRAM_WIDTH = 40
-
-
-@app.callback()
-def dataset() -> None:
-    """Check a dataset."""
 
 
 @app.command()
@@ -31,12 +49,9 @@ def check(
     model: Annotated[
         str | None, typer.Option("--model", help="Count tokens and show what is learned with this base model.")
     ] = None,
-    columns: Annotated[
-        list[str] | None,
-        typer.Option("--columns", metavar="OURS=THEIRS,...", help="Names of the file's columns."),
-    ] = None,
+    columns: ColumnsOption = None,
     render: Annotated[str | None, typer.Option("--render", help="auto, chat or plain [default: auto]")] = None,
-    json_wanted: Annotated[bool, typer.Option("--json", help="End with one JSON object on the last line.")] = False,
+    json_wanted: JsonOption = False,
 ) -> int:
     """Check every row of FILE. Exit code 3 if a row is at fault.
 
@@ -160,3 +175,124 @@ def tell_previews(preparation: Preparation, *, output: Output) -> None:
             else:
                 text.append(shown, style="dim")
         screen.print(text)
+
+
+# ---- datasets of the service
+
+
+@app.command("list")
+def list_(search: SearchOption = None, limit: LimitOption = None, json_wanted: JsonOption = False) -> int:
+    """List the service's datasets, the newest first."""
+    output = Output(json_wanted=json_wanted)
+    with connected() as client:
+        datasets = client.datasets.list(search=search, limit=limit)
+    if not json_wanted:
+        rows = [
+            (each.dataset_id, each.kind, each.rows, each.bytes, each.created_at[:19], each.name) for each in datasets
+        ]
+        tell_table(
+            output, ("id", "kind", "rows", "bytes", "created", "name"), rows,
+            none="No datasets. `tunesmith dataset upload FILE` makes the first one.",
+        )  # fmt: skip
+    output.result({"datasets": [each.as_json() for each in datasets]})
+    return 0
+
+
+@app.command()
+def show(dataset: Dataset, json_wanted: JsonOption = False) -> int:
+    """Show a dataset of the service with the report of its check."""
+    output = Output(json_wanted=json_wanted)
+    with connected() as client:
+        view, report = client.datasets.get(dataset), client.datasets.report(dataset)
+    if not json_wanted:
+        tell_fields(output, view.as_json())
+        tell_report(report, None, output=output)
+    output.result({**view.as_json(), "report": report.as_json()})
+    return 0
+
+
+@app.command()
+def upload(
+    file: Annotated[str, typer.Argument(metavar="FILE", help="A JSONL, CSV or Parquet file.")],
+    name: NameOption = None,
+    columns: ColumnsOption = None,
+    json_wanted: JsonOption = False,
+) -> int:
+    """Upload FILE to the service. It is checked while it arrives: exit code 3 if a row is at fault."""
+    from tunesmith.jobs.settings import read_columns
+
+    output = Output(json_wanted=json_wanted)
+    with connected() as client, upload_bar(output) as progress:
+        view = client.datasets.upload(
+            file, name=name, columns=read_columns(columns) if columns else None, progress=progress
+        )
+    output.say(f"Dataset {view.dataset_id}: {view.rows:,} rows, {view.bytes:,} bytes, {view.num_warnings:,} warnings")
+    output.result(view.as_json())
+    return 0
+
+
+@contextmanager
+def upload_bar(output: Output) -> Iterator[Callable[[int, int], None] | None]:
+    """A bar of bytes on a terminal; nothing elsewhere."""
+    if not output.human.isatty():
+        yield None
+        return
+    from rich.progress import BarColumn, DownloadColumn, Progress, TransferSpeedColumn
+
+    with Progress(BarColumn(), DownloadColumn(), TransferSpeedColumn(), console=console(output), transient=True) as bar:
+        task = bar.add_task("", total=None)
+        yield lambda done, total: bar.update(task, completed=done, total=total)
+
+
+@app.command()
+def register(
+    location: Annotated[
+        str, typer.Argument(metavar="LOCATION", help="A declared location.", autocompletion=complete_location)
+    ],
+    path: Annotated[str, typer.Argument(metavar="PATH", help="Within it.")],
+    name: NameOption = None,
+    columns: ColumnsOption = None,
+    json_wanted: JsonOption = False,
+) -> int:
+    """Make a dataset of an object that stays where it lies, pinned by its version."""
+    from tunesmith.jobs.settings import read_columns
+
+    output = Output(json_wanted=json_wanted)
+    with connected() as client:
+        view = client.datasets.register(location, path, name=name, columns=read_columns(columns) if columns else None)
+    output.say(f"Dataset {view.dataset_id}: {view.rows:,} rows of {view.source_uri}")
+    output.result(view.as_json())
+    return 0
+
+
+@app.command()
+def edit(
+    dataset: Dataset,
+    name: NameOption = None,
+    description: DescriptionOption = None,
+    tag: TagsOption = None,
+    json_wanted: JsonOption = False,
+) -> int:
+    """Change name, description or tags; the tags given replace all that were there."""
+    from tunesmith.cli.checked import checked
+    from tunesmith.spec.catalog import NounChange
+
+    output = Output(json_wanted=json_wanted)
+    wanted = given(name=name, description=description, tags=read_tags(tag))
+    with connected() as client:
+        view = client.datasets.edit(dataset, checked(NounChange, **wanted))
+    if not json_wanted:
+        tell_fields(output, view.as_json())
+    output.result(view.as_json())
+    return 0
+
+
+@app.command()
+def delete(dataset: Dataset, json_wanted: JsonOption = False) -> int:
+    """Delete a dataset; refused while a job needs it."""
+    output = Output(json_wanted=json_wanted)
+    with connected() as client:
+        client.datasets.delete(dataset)
+    output.say(f"Deleted the dataset {dataset}.")
+    output.result({"deleted": dataset})
+    return 0

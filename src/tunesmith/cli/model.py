@@ -1,4 +1,4 @@
-"""`tunesmith model show MODEL`: what is known of a base model's folder."""
+"""`tunesmith model list | search | show | register | edit | delete`: base models. `show` reads the folder itself."""
 
 from __future__ import annotations
 
@@ -7,23 +7,120 @@ from typing import Annotated
 
 import typer
 
+from tunesmith.cli.connected import (
+    DescriptionOption,
+    JsonOption,
+    LimitOption,
+    TagsOption,
+    complete_model,
+    connected,
+    given,
+    noun,
+    read_tags,
+    tell_fields,
+    tell_table,
+)
 from tunesmith.cli.output import Output
 
-app = typer.Typer(
-    rich_markup_mode=None, pretty_exceptions_enable=False, add_completion=False, no_args_is_help=True,
-    help="Look at a base model.",
-)  # fmt: skip
+app = noun("Base models: those of the catalog, and what is in their folders.")
+Model = Annotated[str, typer.Argument(metavar="MODEL", help="Its name.", autocompletion=complete_model)]
 
 
-@app.callback()
-def model() -> None:
-    """Look at a base model."""
+@app.command("list")
+def list_(limit: LimitOption = None, json_wanted: JsonOption = False) -> int:
+    """List the base models of the catalog."""
+    return _list(None, limit=limit, output=Output(json_wanted=json_wanted))
+
+
+@app.command()
+def search(
+    text: Annotated[str, typer.Argument(metavar="TEXT", help="Part of a name or description.")],
+    limit: LimitOption = None,
+    json_wanted: JsonOption = False,
+) -> int:
+    """List the base models whose name or description holds TEXT."""
+    return _list(text, limit=limit, output=Output(json_wanted=json_wanted))
+
+
+def _list(text: str | None, *, limit: int | None, output: Output) -> int:
+    from tunesmith.cli.report import gigabytes
+
+    with connected() as client:
+        models = client.models.list(search=text, limit=limit)
+    if not output.json_wanted:
+        rows = [
+            (
+                each.name,
+                f"{each.facts.parameters / 1e6:,.0f} M" if each.facts else None,
+                gigabytes(each.facts.weight_bytes) if each.facts else None,
+                each.facts.context_length if each.facts else None,
+                each.facts.licence if each.facts else None,
+                each.description,
+            )
+            for each in models
+        ]
+        tell_table(
+            output, ("name", "parameters", "weights", "context", "licence", "description"), rows,
+            none="No model is called so.",
+        )  # fmt: skip
+    output.result({"models": [each.as_json() for each in models]})
+    return 0
+
+
+@app.command()
+def register(
+    name: Annotated[str, typer.Argument(metavar="NAME", help="NAME or OWNER/NAME.")],
+    folder: Annotated[str, typer.Argument(metavar="FOLDER", help="The model's folder on the server's machine.")],
+    description: DescriptionOption = None,
+    tag: TagsOption = None,
+    json_wanted: JsonOption = False,
+) -> int:
+    """Give a model's folder a name in the catalog; it is inspected first."""
+    from pathlib import Path
+
+    output = Output(json_wanted=json_wanted)
+    with connected() as client:
+        is_here = client.wire.endpoint.is_loopback
+        path = Path(folder).absolute() if is_here else Path(folder)
+        view = client.models.register(name, path, description=description or "", tags=read_tags(tag))
+    output.say(f"Model {view.name}: {view.path}")
+    output.result(view.as_json())
+    return 0
+
+
+@app.command()
+def edit(
+    model: Model, description: DescriptionOption = None, tag: TagsOption = None, json_wanted: JsonOption = False
+) -> int:
+    """Change description or tags of a model of the catalog; the tags given replace all that were there."""
+    from tunesmith.cli.checked import checked
+    from tunesmith.spec.catalog import BaseModelChange
+
+    output = Output(json_wanted=json_wanted)
+    wanted = given(description=description, tags=read_tags(tag))
+    with connected() as client:
+        view = client.models.edit(model, checked(BaseModelChange, **wanted))
+    if not json_wanted:
+        tell_fields(output, {"name": view.name, "description": view.description, "tags": view.tags})
+    output.result(view.as_json())
+    return 0
+
+
+@app.command()
+def delete(model: Model, json_wanted: JsonOption = False) -> int:
+    """Take a model out of the catalog; its folder stays as it is."""
+    output = Output(json_wanted=json_wanted)
+    with connected() as client:
+        client.models.delete(model)
+    output.say(f"The model {model} is in the catalog no more; its folder is as it was.")
+    output.result({"deleted": model})
+    return 0
 
 
 @app.command()
 def show(
     model: Annotated[str, typer.Argument(metavar="MODEL", help="A catalog name or a folder.")],
-    json_wanted: Annotated[bool, typer.Option("--json", help="End with one JSON object on the last line.")] = False,
+    json_wanted: JsonOption = False,
 ) -> int:
     """Inspect MODEL: architecture, size, context, tokenizer, the modules that can carry an adapter."""
     from tunesmith.cli.report import gigabytes

@@ -22,6 +22,7 @@ from tunesmith.client.asynchronous.nouns import (
 )
 from tunesmith.client.asynchronous.wire import AsyncWire
 from tunesmith.client.connection import find_endpoint
+from tunesmith.spec.api import SystemView
 
 
 class AsyncClient:
@@ -59,9 +60,9 @@ class AsyncClient:
         """What a job of the same model, dataset and settings would do and cost; nothing is started."""
         return await self.jobs.plan(model, dataset, **settings)
 
-    async def system(self) -> dict[str, Any]:
+    async def system(self) -> SystemView:
         """The server's release, disk, devices and queue."""
-        return await self.wire.document("GET", "/api/system")
+        return await self.wire.fetch(SystemView, "GET", "/api/system")
 
     async def aclose(self) -> None:
         await self.wire.aclose()

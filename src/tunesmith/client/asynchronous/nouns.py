@@ -201,9 +201,10 @@ class AsyncLocations(_Noun):
         """Whether it answers, can be written and keeps versions. Raises the refusal that a job would meet."""
         return await self._wire.document("POST", f"/api/locations/{part(name)}/check")
 
-    async def browse(self, name: str, path: str = "", *, after: str | None = None) -> dict[str, Any]:
-        query = {"path": path, "after": after}
-        return await self._wire.document("GET", f"/api/locations/{part(name)}/browse", query=query)
+    async def browse(self, name: str, path: str = "", *, limit: int | None = None) -> list[dict[str, Any]]:
+        """What lies under a path of the location."""
+        query = {"path": path or None}
+        return await self._wire.rows(f"/api/locations/{part(name)}/browse", "entries", query=query, limit=limit)
 
     async def delete(self, name: str) -> None:
         await self._wire.send("DELETE", f"/api/locations/{part(name)}")

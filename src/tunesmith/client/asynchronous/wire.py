@@ -132,7 +132,7 @@ class AsyncWire:
             if answer.status_code < 300:
                 return answer
             error = error_of(answer.status_code, answer.content, url=self.endpoint.url)
-            if is_last_try or not error.code.endswith("_BUSY") or answer.status_code != 503:
+            if is_last_try or not error.code.endswith("BUSY") or answer.status_code != 503:
                 raise error
             await async_sleep(retry_delay(attempt))  # refused for now, and not begun
         raise AssertionError("the last try answers or raises")

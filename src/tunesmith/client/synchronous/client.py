@@ -23,6 +23,7 @@ from tunesmith.client.synchronous.nouns import (
     VersionSets,
 )
 from tunesmith.client.synchronous.wire import Wire
+from tunesmith.spec.api import SystemView
 
 
 class Client:
@@ -60,9 +61,9 @@ class Client:
         """What a job of the same model, dataset and settings would do and cost; nothing is started."""
         return self.jobs.plan(model, dataset, **settings)
 
-    def system(self) -> dict[str, Any]:
+    def system(self) -> SystemView:
         """The server's release, disk, devices and queue."""
-        return self.wire.document("GET", "/api/system")
+        return self.wire.fetch(SystemView, "GET", "/api/system")
 
     def close(self) -> None:
         self.wire.close()

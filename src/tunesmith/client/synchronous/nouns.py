@@ -202,9 +202,10 @@ class Locations(_Noun):
         """Whether it answers, can be written and keeps versions. Raises the refusal that a job would meet."""
         return self._wire.document("POST", f"/api/locations/{part(name)}/check")
 
-    def browse(self, name: str, path: str = "", *, after: str | None = None) -> dict[str, Any]:
-        query = {"path": path, "after": after}
-        return self._wire.document("GET", f"/api/locations/{part(name)}/browse", query=query)
+    def browse(self, name: str, path: str = "", *, limit: int | None = None) -> list[dict[str, Any]]:
+        """What lies under a path of the location."""
+        query = {"path": path or None}
+        return self._wire.rows(f"/api/locations/{part(name)}/browse", "entries", query=query, limit=limit)
 
     def delete(self, name: str) -> None:
         self._wire.send("DELETE", f"/api/locations/{part(name)}")
