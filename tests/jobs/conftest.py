@@ -3,17 +3,20 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
 
 from tunesmith.jobs.home import Home, open_home
-from tunesmith.jobs.records import JobFolder, create_job, new_job_id, now
+from tunesmith.jobs.records import JobFolder, create_job, new_job_id
+from tunesmith.jobs.state import State, open_state
+from tunesmith.jobs.store import NewJob
 from tunesmith.spec.datasets import DatasetInput, Preparation, RowCounts, TokenSummary
-from tunesmith.spec.jobs import JobFile, JobRecord, JobState
+from tunesmith.spec.jobs import JobFile
 from tunesmith.spec.models import LinearModule, ModelFacts
 from tunesmith.spec.plan import Plan
+from tunesmith.spec.requests import FinetuneRequest
 from tunesmith.spec.training import TrainingSettings
 
 # argv: job.json, then words of behaviour; `died` counts how often it was started in its folder.
@@ -27,7 +30,9 @@ behaviour = sys.argv[2]
 starts = folder / "starts"
 start = len(starts.read_text()) + 1 if starts.exists() else 1
 starts.write_text("x" * start)
-log = (folder / "events.jsonl").open("ab", buffering=0)
+log = (folder / "events.jsonl").open("ab+", buffering=0)
+if log.tell() and (folder / "events.jsonl").read_bytes()[-1:] != b"\\n":
+    log.write(b"\\n")  # as the trainer does: a torn last line is closed
 
 def say(kind, **fields):
     log.write(json.dumps({"time": "2026-01-01T00:00:00Z", "kind": kind, **fields}).encode() + b"\\n")
@@ -101,6 +106,13 @@ def home(tmp_path: Path) -> Home:
 
 
 @pytest.fixture
+def state(home: Home) -> Iterator[State]:
+    opened = open_state(home)
+    yield opened
+    opened.database.close()
+
+
+@pytest.fixture
 def worker(tmp_path: Path) -> Callable[[str], Callable[[Path], list[str]]]:
     """`worker("dies once")` is the command that starts the scripted worker with that behaviour."""
     script = tmp_path / "worker.py"
@@ -143,23 +155,31 @@ def resolved_settings() -> TrainingSettings:
     )  # fmt: skip
 
 
-@pytest.fixture
-def job(home: Home, tmp_path: Path) -> JobFolder:
-    """A job that was submitted and not yet started; its results go to `results` beside the home."""
-    job_id = new_job_id()
+def submit_job(state: State, *, results: Path | None, **changes: object) -> JobFolder:
+    """A job that was submitted and not yet started, with all that its worker gets."""
     settings = resolved_settings()
-    data = DatasetInput(role="training", path=str(tmp_path / "rows.jsonl"), name="rows.jsonl")
+    fields = {
+        "job_id": new_job_id(), "request": FinetuneRequest(model="tiny", dataset="rows.jsonl"), "settings": settings,
+        "version_set": "tiny-rows", "results_uri": results.as_uri() if results else None, "is_foreground": True,
+        "results_root": state.home.results, "base_name": "tiny",
+    } | changes  # fmt: skip
+    with state.database.write() as connection:
+        record = state.jobs.insert(connection, NewJob(**fields))  # type: ignore[arg-type]
+    data = DatasetInput(role="training", path=str(state.home.root / "rows.jsonl"), name="rows.jsonl")
     job_file = JobFile(
-        job_id=job_id, model_version="tiny-rows:1", name="tiny-rows:1", created_at=now(), base=model_facts(),
-        datasets=[data], cache_folder=str(home.cache), settings=settings, threads=1, device="cpu", versions={},
-    )  # fmt: skip
-    record = JobRecord(
-        job_id=job_id, state=JobState.ACCEPTED, phase=None, name="tiny-rows:1", model_version="tiny-rows:1",
-        created_at=job_file.created_at, worker_started_at=None, results_uri=(tmp_path / "results").as_uri(),
+        job_id=record.job_id, model_version=record.model_version, name=record.name, created_at=record.created_at,
+        base=model_facts(), datasets=[data], cache_folder=str(state.home.cache), settings=settings, threads=1,
+        device="cpu", versions={},
     )  # fmt: skip
     plan = Plan(
         settings=settings, reasons={}, device="cpu", device_name="test", threads=1, trainable_parameters=1000,
         steps_per_epoch=2, steps=4, tokens_per_epoch=9000, memory=[], peak_memory_bytes=1, free_memory_bytes=2,
         disk_bytes=1, seconds=1.0, seconds_reason="test", notices=[],
     )  # fmt: skip
-    return create_job(home, record=record, job_file=job_file, preparation=preparation(), plan=plan)
+    return create_job(state.home, job_file=job_file, preparation=preparation(), plan=plan)
+
+
+@pytest.fixture
+def job(state: State, tmp_path: Path) -> JobFolder:
+    """A job of the foreground; its results go to `results` beside the home."""
+    return submit_job(state, results=tmp_path / "results")

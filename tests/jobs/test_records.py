@@ -1,15 +1,15 @@
 from __future__ import annotations
 
+import shutil
 import stat
-import threading
 from pathlib import Path
 
 import pytest
 
-from tunesmith.errors import MachineCannot, TunesmithError, UsageFault
+from tunesmith.errors import MachineCannot, TunesmithError, Unknown
 from tunesmith.jobs.home import Home, open_home
-from tunesmith.jobs.records import JobFolder, find_job, last_lines, read_record, read_records, update
-from tunesmith.jobs.versions import next_version
+from tunesmith.jobs.records import JobFolder, create_job, last_lines, read_job_file, read_plan, read_preparation
+from tunesmith.jobs.state import State
 
 
 def test_the_home_is_made_for_its_owner_alone(home: Home) -> None:
@@ -23,48 +23,46 @@ def test_a_home_that_cannot_be_written_is_named(tmp_path: Path) -> None:
     assert caught.value.code == "HOME_NOT_WRITABLE" and "TUNESMITH_HOME" in (caught.value.hint or "")
 
 
-def test_version_numbers_are_never_given_twice(home: Home) -> None:
-    given: list[int] = []
-    threads = [threading.Thread(target=lambda: given.append(next_version(home, "set"))) for _ in range(16)]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
-    assert sorted(given) == list(range(1, 17))
-    assert next_version(home, "other") == 1
-
-
-def test_a_lost_counter_goes_on_behind_the_results_that_are_there(home: Home) -> None:
-    (home.results / "set" / "7").mkdir(parents=True)
-    assert [next_version(home, "set"), next_version(home, "set")] == [8, 9]
+def test_the_number_of_a_version_is_above_every_local_result(state: State) -> None:
+    assert state.highest_result("set") == 0
+    (state.home.results / "set" / "7").mkdir(parents=True)
+    (state.home.results / "set" / "notes").mkdir()
+    assert state.highest_result("set") == 7
 
 
 @pytest.mark.parametrize("name", ["job-000000000000", "../../etc", "", "job-xyz", "job-000000000000/.."])
-def test_an_unknown_job_is_refused(home: Home, name: str) -> None:
-    with pytest.raises(UsageFault) as caught:
-        find_job(home, name)
+def test_an_unknown_job_is_refused(state: State, name: str) -> None:
+    with pytest.raises(Unknown) as caught:
+        state.folder(name)
     assert caught.value.code == "UNKNOWN_JOB"
 
 
-def test_a_job_is_found_and_listed(home: Home, job: JobFolder) -> None:
-    assert find_job(home, job.job_id) == job
-    assert read_records(home) == ([read_record(job)], [])
+def test_a_folder_that_no_job_of_the_database_names_is_nobodys(state: State, job: JobFolder) -> None:
+    old = state.home.jobs / "job-0123456789ab"
+    old.mkdir()
+    (old / "record.json").write_text("{")
+    (state.home.root / "versions.json").write_text('{"tiny-rows": 4}')
+    assert [record.job_id for record in state.jobs.records()] == [job.job_id]
+    with pytest.raises(Unknown):
+        state.folder(old.name)
 
 
-def test_a_broken_record_is_named_and_hides_no_other(home: Home, job: JobFolder) -> None:
-    job.record.write_text("{")
-    records, [fault] = read_records(home)
-    assert records == [] and fault.code == "JOB_FOLDER_BROKEN"
+def test_a_job_folder_is_whole_also_after_a_kill_while_it_was_made(state: State, job: JobFolder) -> None:
+    left = state.home.jobs / f".new-{job.job_id}"
+    left.mkdir()
+    (left / "job.json").write_text("{")
+    made = read_job_file(job), read_preparation(job), read_plan(job)
+    shutil.rmtree(job.path)
+    create_job(state.home, job_file=made[0], preparation=made[1], plan=made[2])
+    assert (read_job_file(job), read_preparation(job), read_plan(job)) == made
+    assert not left.exists()
+
+
+def test_a_broken_file_of_a_job_is_named(job: JobFolder) -> None:
+    job.job_file.write_text("{")
     with pytest.raises(TunesmithError) as caught:
-        read_record(job)
-    assert caught.value.code == "JOB_FOLDER_BROKEN" and str(job.record) in caught.value.message
-
-
-def test_a_record_keeps_what_is_not_changed(job: JobFolder) -> None:
-    before = read_record(job)
-    after = update(job, before, phase="training")
-    assert after == read_record(job)
-    assert after.model_dump() == before.model_dump() | {"phase": "training"}
+        read_job_file(job)
+    assert caught.value.code == "JOB_FOLDER_BROKEN" and str(job.job_file) in caught.value.message
 
 
 def test_the_last_lines_of_a_log(tmp_path: Path) -> None:

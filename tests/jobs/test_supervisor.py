@@ -13,10 +13,13 @@ from typing import Any
 
 import pytest
 
-from tunesmith.errors import InputRefused, JobFailed, MachineCannot, TunesmithError
+from tunesmith.errors import InputRefused, JobFailed, MachineCannot
 from tunesmith.jobs.events import read_history
-from tunesmith.jobs.launcher import is_running, process_started_at
-from tunesmith.jobs.records import JobFolder, read_record, supervising, update
+from tunesmith.jobs.home import Home
+from tunesmith.jobs.launcher import is_running, process_clock, process_started_at
+from tunesmith.jobs.records import JobFolder
+from tunesmith.jobs.state import State, open_state
+from tunesmith.jobs.store import JobStore, Lease, this_process
 from tunesmith.jobs.supervisor import Ended, Ending, StopWish, run_job
 from tunesmith.spec.jobs import JobRecord, JobState
 from tunesmith.spec.metrics import AnyEvent
@@ -25,12 +28,32 @@ Worker = Callable[[str], Callable[[Path], list[str]]]
 PATIENCE_SECONDS = 20
 
 
+def state_of(job: JobFolder) -> State:
+    """As another process opens it."""
+    return open_state(Home(root=job.path.parents[1]))
+
+
 def run(
-    job: JobFolder, command: Callable[[Path], list[str]], wish: StopWish | None = None
+    job: JobFolder,
+    command: Callable[[Path], list[str]],
+    wish: StopWish | None = None,
+    prepare: Callable[[Lease, JobRecord], JobRecord] | None = None,
 ) -> tuple[Ended, list[AnyEvent]]:
     heard: list[AnyEvent] = []
-    ended = run_job(job, environment=os.environ, on_event=heard.append, wish=wish or StopWish(), command=command)
+    ended = run_job(
+        job,
+        state=state_of(job),
+        environment=os.environ,
+        on_event=heard.append,
+        wish=wish or StopWish(),
+        command=command,
+        prepare=prepare,
+    )
     return ended, heard
+
+
+def read_record(job: JobFolder) -> JobRecord:
+    return state_of(job).jobs.read(job.job_id)
 
 
 def wait_for(path: Path) -> None:
@@ -117,13 +140,15 @@ def test_a_disk_too_full_for_our_own_record_leaves_the_job_resumable_and_no_work
 ) -> None:
     started: list[int] = []
 
-    def written_until_full(folder: JobFolder, record: JobRecord, **changes: Any) -> JobRecord:
+    update = JobStore.update
+
+    def written_until_full(store: JobStore, lease: Lease, **changes: Any) -> JobRecord:
         started.extend([changes["worker_pid"]] if changes.get("worker_pid") else [])
         if changes.get(unwritten):
             raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
-        return update(folder, record, **changes)
+        return update(store, lease, **changes)
 
-    monkeypatch.setattr("tunesmith.jobs.supervisor.update", written_until_full)
+    monkeypatch.setattr(JobStore, "update", written_until_full)
     ended, _ = run(job, worker("waits"))
     monkeypatch.undo()
     assert ended.ending is Ending.WAITING and ended.result.state is JobState.IN_PROGRESS
@@ -192,12 +217,15 @@ def test_a_second_wish_to_stop_kills_a_worker_that_ignores_the_first(job: JobFol
 SUPERVISOR = """
 import json, os, sys
 from pathlib import Path
+from tunesmith.jobs.home import Home
 from tunesmith.jobs.records import JobFolder
+from tunesmith.jobs.state import open_state
 from tunesmith.jobs.supervisor import StopWish, listening_for_stop, run_job
 wish = StopWish()
+folder = JobFolder(path=Path(sys.argv[1]))
 with listening_for_stop(wish):
-    run_job(JobFolder(path=Path(sys.argv[1])), environment=os.environ, on_event=lambda event: None, wish=wish,
-            command=lambda job_file: json.loads(sys.argv[2]))
+    run_job(folder, state=open_state(Home(root=folder.path.parents[1])), environment=os.environ,
+            on_event=lambda event: None, wish=wish, command=lambda job_file: json.loads(sys.argv[2]))
 """
 
 
@@ -246,13 +274,14 @@ def test_a_signal_to_the_supervisor_reaches_the_worker(job: JobFolder, worker: W
 
 def test_a_pid_of_another_process_is_not_taken_for_the_worker() -> None:
     started = process_started_at(os.getpid())
-    assert started is not None and abs(started - time.time()) < 3600 * 24
+    assert started is not None and 0 <= process_clock() - started < 3600 * 24
     assert is_running(os.getpid(), started_at=started)
     assert not is_running(os.getpid(), started_at=started - 60)
 
 
 def test_two_supervisors_cannot_run_one_job(job: JobFolder, worker: Worker) -> None:
-    with supervising(job), pytest.raises(MachineCannot) as caught:
+    state_of(job).jobs.acquire(job.job_id, owner=this_process())
+    with pytest.raises(MachineCannot) as caught:
         run(job, worker("works"))
     assert caught.value.code == "JOB_BUSY"
 
@@ -278,17 +307,8 @@ def test_a_full_disk_while_publishing_leaves_nothing_and_resume_publishes(
     assert (tmp_path / "results" / "manifest.json").exists()
 
 
-def test_a_forbidden_move_is_a_fault_of_ours(job: JobFolder) -> None:
-    from tunesmith.jobs.records import move
-
-    record = move(job, read_record(job), JobState.CANCELED)
-    with pytest.raises(TunesmithError) as caught:
-        move(job, record, JobState.IN_PROGRESS)
-    assert caught.value.code == "FORBIDDEN_MOVE"
-
-
 def test_history_counts_the_last_report_of_an_epoch(job: JobFolder, worker: Worker) -> None:
     run(job, worker("dies before its last event"))
-    history = read_history(job)
+    history = read_history(state_of(job).jobs, job.job_id)
     assert sorted(history.epochs) == [0, 1]
     assert history.attempts == 2

@@ -11,9 +11,9 @@ import typer
 from tunesmith.cli.options import read_run, with_run_options
 from tunesmith.cli.output import Output
 from tunesmith.cli.report import Reporter, duration, gigabytes
-from tunesmith.cli.running import run_in_foreground
 from tunesmith.jobs.finetune import PreparedJob, prepare_job, submit
 from tunesmith.jobs.home import open_home
+from tunesmith.jobs.state import open_state
 
 app = typer.Typer(rich_markup_mode=None, pretty_exceptions_enable=False, add_completion=False)
 
@@ -30,13 +30,18 @@ def finetune(values: dict[str, Any], json_wanted: bool) -> int:
 
 def fine_tune(values: dict[str, Any], *, output: Output, next_command: str | None = None) -> int:
     request, settings = read_run(values)
-    home = open_home(os.environ)
+    state = open_state(open_home(os.environ))
     reporter = Reporter(output)
     with reporter:
-        prepared = prepare_job(request, settings, home=home, environment=os.environ, progress=reporter.progress)
+        prepared = prepare_job(request, settings, state=state, environment=os.environ, progress=reporter.progress)
         tell_start(prepared, reporter=reporter)
+
+    # here, because the supervisor imports the database: by now that was done while the inspect worker ran
+    from tunesmith.cli.running import run_in_foreground
+
     return run_in_foreground(
-        lambda: submit(prepared, home=home, command=["tunesmith", *sys.argv[1:]]),
+        lambda: submit(prepared, state=state, command=["tunesmith", *sys.argv[1:]]),
+        state=state,
         output=output,
         reporter=reporter,
         next_command=next_command,

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import os
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from tunesmith.cli.output import Output
+
+if TYPE_CHECKING:
+    from tunesmith.jobs.state import State
 
 app = typer.Typer(
     rich_markup_mode=None, pretty_exceptions_enable=False, add_completion=False, no_args_is_help=True,
@@ -26,13 +29,8 @@ def job() -> None:
 @app.command("list")
 def list_(json_wanted: JsonOption = False) -> int:
     """List the jobs of this machine, the newest first."""
-    from tunesmith.jobs.home import open_home
-    from tunesmith.jobs.records import read_records
-
     output = Output(json_wanted=json_wanted)
-    records, faults = read_records(open_home(os.environ))
-    for fault in faults:
-        output.warn(f"! {fault}")
+    records = _open().jobs.records()
     if json_wanted:
         output.result({"jobs": [record.as_json() for record in records]})
         return 0
@@ -50,19 +48,20 @@ def show(job: JobArgument, json_wanted: JsonOption = False) -> int:
     from tunesmith.cli.report import EPOCH_HEADER, epoch_line, tell_samples, tell_verdict
     from tunesmith.cli.running import tell_artifact
     from tunesmith.jobs.events import job_result, read_history
-    from tunesmith.jobs.home import open_home
-    from tunesmith.jobs.records import find_job, read_job_file, read_record
+    from tunesmith.jobs.records import read_job_file
 
     output = Output(json_wanted=json_wanted)
-    folder = find_job(open_home(os.environ), job)
-    record, job_file, result = read_record(folder), read_job_file(folder), job_result(folder)
-    history = read_history(folder)
+    state = _open()
+    folder = state.folder(job)
+    record, result, history = state.jobs.read(job), job_result(state.jobs, folder), read_history(state.jobs, job)
+    request, asked = state.jobs.asked(job)
+    job_file = read_job_file(folder) if folder.job_file.exists() else None  # None: not prepared yet
     if json_wanted:
         shown: dict[str, Any] = {
             **result.as_json(),
             "record": record.as_json(),
-            "settings": job_file.settings.as_json(),
-            "plan_reasons": job_file.plan_reasons,
+            "settings": (job_file.settings if job_file else asked).as_json(),
+            "plan_reasons": job_file.plan_reasons if job_file else {},
             "notices": [notice.model_dump(mode="json") for notice in history.notices],
             "samples": [sample.as_json() for sample in history.samples],
             "folder": str(folder.path),
@@ -70,10 +69,10 @@ def show(job: JobArgument, json_wanted: JsonOption = False) -> int:
         output.result(shown)
         return 0
     output.say(f"{record.job_id}  {record.name}")
-    if job_file.description:
-        output.say(job_file.description)
+    if request.description:
+        output.say(request.description)
     output.say(f"state     {record.state.value}" + (f", phase {record.phase}" if record.phase else ""))
-    output.say(f"base      {job_file.base.name}")
+    output.say(f"base      {job_file.base.name if job_file else request.model}")
     output.say(f"version   {record.model_version}")
     output.say(f"created   {record.created_at}" + (f", finished {record.finished_at}" if record.finished_at else ""))
     output.say(f"attempts  {record.attempts}")
@@ -103,11 +102,10 @@ def logs(
     json_wanted: JsonOption = False,
 ) -> int:
     """Show the end of a job's worker log."""
-    from tunesmith.jobs.home import open_home
-    from tunesmith.jobs.records import find_job, last_lines
+    from tunesmith.jobs.records import last_lines
 
     output = Output(json_wanted=json_wanted)
-    folder = find_job(open_home(os.environ), job)
+    folder = _open().folder(job)
     found = last_lines(folder.worker_log, lines=lines)
     if json_wanted:
         output.result({"job_id": folder.job_id, "path": str(folder.worker_log), "lines": found})
@@ -127,9 +125,14 @@ def resume(job: JobArgument, json_wanted: JsonOption = False) -> int:
     """
     from tunesmith.cli.report import Reporter
     from tunesmith.cli.running import run_in_foreground
-    from tunesmith.jobs.home import open_home
-    from tunesmith.jobs.records import find_job
 
     output = Output(json_wanted=json_wanted)
-    home = open_home(os.environ)
-    return run_in_foreground(lambda: find_job(home, job), output=output, reporter=Reporter(output))
+    state = _open()
+    return run_in_foreground(lambda: state.folder(job), state=state, output=output, reporter=Reporter(output))
+
+
+def _open() -> State:
+    from tunesmith.jobs.home import open_home
+    from tunesmith.jobs.state import open_state
+
+    return open_state(open_home(os.environ))

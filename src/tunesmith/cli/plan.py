@@ -13,6 +13,7 @@ from tunesmith.cli.report import Reporter, console, duration, gigabytes
 from tunesmith.jobs.finetune import PreparedJob, prepare_job
 from tunesmith.jobs.home import open_home
 from tunesmith.jobs.settings import option_name
+from tunesmith.jobs.state import open_state
 
 app = typer.Typer(rich_markup_mode=None, pretty_exceptions_enable=False, add_completion=False)
 
@@ -26,10 +27,10 @@ def plan(values: dict[str, Any], json_wanted: bool) -> int:
     """
     output = Output(json_wanted=json_wanted)
     request, settings = read_run(values)
-    home = open_home(os.environ)
+    state = open_state(open_home(os.environ))
     reporter = Reporter(output)
     with reporter:
-        prepared = prepare_job(request, settings, home=home, environment=os.environ, progress=reporter.progress)
+        prepared = prepare_job(request, settings, state=state, environment=os.environ, progress=reporter.progress)
     if json_wanted:
         output.result(as_object(prepared))
         return 0

@@ -11,12 +11,18 @@ from tunesmith.cli.app import EXIT_INTERRUPTED, exit_code_of
 from tunesmith.cli.output import Output
 from tunesmith.cli.report import Reporter, gigabytes, tell_samples, tell_verdict
 from tunesmith.jobs.records import JobFolder
+from tunesmith.jobs.state import State
 from tunesmith.jobs.supervisor import Ended, Ending, StopWish, listening_for_stop, run_job
 from tunesmith.spec.jobs import JobResult
 
 
 def run_in_foreground(
-    find: Callable[[], JobFolder], *, output: Output, reporter: Reporter, next_command: str | None = None
+    find: Callable[[], JobFolder],
+    *,
+    state: State,
+    output: Output,
+    reporter: Reporter,
+    next_command: str | None = None,
 ) -> int:
     """Run the job that `find` makes or looks up; returns the exit code. Ctrl-C leaves it resumable."""
     wish = StopWish()
@@ -24,7 +30,13 @@ def run_in_foreground(
         folder = find()
         reporter.say(f"Job {folder.job_id}")
         with reporter:
-            ended = run_job(folder, environment=os.environ, on_event=reporter.event, wish=wish)
+            ended = run_job(
+                folder,
+                state=state,
+                environment=os.environ,
+                on_event=reporter.event,
+                wish=wish,
+            )
     tell_ending(ended, output=output, reporter=reporter, next_command=next_command)
     if ended.ending is Ending.STOPPED:
         return EXIT_INTERRUPTED

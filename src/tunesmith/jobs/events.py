@@ -1,21 +1,19 @@
-"""Following a job's `events.jsonl`, and what its events add up to.
+"""What a job's events add up to.
 
-In: the file that a worker appends to. Out: whole events in order, a `History`, and the result object. Control writes
-here only while no worker runs (its own notices and phases). A last line without its newline is not yet an event.
+In: the events that the database keeps of a job. Out: a `History`, the result object, the metrics of its model version.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from dataclasses import dataclass, field
-from pathlib import Path
 
-from pydantic import ValidationError
-
-from tunesmith.jobs.records import JobFolder, now, read_preparation, read_record
+from tunesmith.jobs.records import JobFolder, read_preparation
+from tunesmith.jobs.store import JobStore
+from tunesmith.spec.catalog import VersionMetrics
+from tunesmith.spec.datasets import RowCounts
 from tunesmith.spec.jobs import BaseMetrics, JobResult
 from tunesmith.spec.metrics import (
-    EVENT,
+    EVENT_KINDS,
     AnyEvent,
     AttemptEvent,
     EpochEvent,
@@ -31,52 +29,8 @@ from tunesmith.spec.metrics import (
 from tunesmith.spec.metrics import EpochMetrics as Epoch
 from tunesmith.spec.verdict import Verdict
 
-READ_BYTES = 1 << 20
-
-
-class EventTail:
-    """Reads events past a cursor. A line that a dying worker cut is skipped, and said as a notice."""
-
-    def __init__(self, path: Path) -> None:
-        self._path = path
-        self._position = 0
-        self._rest = b""
-
-    def read(self) -> Iterator[AnyEvent]:
-        """The events that are whole since the last call."""
-        try:
-            handle = self._path.open("rb")
-        except FileNotFoundError:
-            return
-        with handle:
-            handle.seek(self._position)
-            while block := handle.read(READ_BYTES):
-                self._position += len(block)
-                *lines, self._rest = (self._rest + block).split(b"\n")
-                for line in lines:
-                    if line.strip():
-                        yield _event(line)
-
-
-def _event(line: bytes) -> AnyEvent:
-    try:
-        return EVENT.validate_json(line)
-    except ValidationError:
-        return NoticeEvent(
-            time=now(),
-            code="EVENT_CUT",
-            message=f"A line of events.jsonl ({len(line)} bytes) was cut when its worker died; it was skipped.",
-        )
-
-
-def append_event(path: Path, event: AnyEvent) -> None:
-    """Append an event of control's own while no worker runs; a cut last line is closed first."""
-    with path.open("ab+") as handle:
-        if handle.tell() > 0:
-            handle.seek(-1, 2)
-            if handle.read(1) != b"\n":
-                handle.write(b"\n")
-        handle.write(event.model_dump_json().encode() + b"\n")
+OTHER_KINDS = tuple(kind for kind in EVENT_KINDS if kind != "step")
+RESULT_KINDS = ("epoch", "verdict", "finished")
 
 
 @dataclass(slots=True)
@@ -120,17 +74,42 @@ class History:
                 pass
 
 
-def read_history(folder: JobFolder) -> History:
+def past_events(store: JobStore, job_id: str) -> list[AnyEvent]:
+    """What a job's log tells, in order: every event, but of its steps the newest alone (there may be 100,000)."""
+    found = store.events(job_id, kinds=OTHER_KINDS) + store.events(job_id, kinds=("step",), newest=True, limit=1)
+    return [each.event for each in sorted(found, key=lambda each: each.number)]
+
+
+def read_history(store: JobStore, job_id: str) -> History:
     history = History()
-    for event in EventTail(folder.events).read():
+    for event in past_events(store, job_id):
         history.add(event)
     return history
 
 
-def job_result(folder: JobFolder) -> JobResult:
-    """The result object of a job from its folder alone; the same however often it is asked for."""
-    record = read_record(folder)
-    history = read_history(folder)
+def version_metrics(history: History, *, rows: RowCounts | None) -> VersionMetrics:
+    """The metrics panel of the job's model version, as far as it is known."""
+    finished = history.finished
+    return VersionMetrics(
+        epochs=[history.epochs[number] for number in sorted(history.epochs)],
+        best_epoch=finished.best_epoch if finished else None,
+        rows=rows,
+        tokens_per_second=finished.tokens_per_second if finished else None,
+        peak_memory_bytes=finished.peak_memory_bytes if finished else None,
+    )
+
+
+def row_counts(folder: JobFolder) -> RowCounts | None:
+    """What became of the dataset rows; None before the job was prepared."""
+    return read_preparation(folder).counts if folder.preparation.exists() else None
+
+
+def job_result(store: JobStore, folder: JobFolder) -> JobResult:
+    """The result object of a job; the same however often it is asked for."""
+    record = store.read(folder.job_id)
+    history = History()
+    for each in store.events(folder.job_id, kinds=RESULT_KINDS):
+        history.add(each.event)
     base = history.epochs.get(0)
     finished = history.finished
     return JobResult(
@@ -141,7 +120,7 @@ def job_result(folder: JobFolder) -> JobResult:
         base=BaseMetrics(training=base.training, validation=base.validation) if base else None,
         epochs=[history.epochs[number] for number in sorted(history.epochs) if number > 0],
         best_epoch=finished.best_epoch if finished else None,
-        rows=read_preparation(folder).counts,
+        rows=row_counts(folder),
         tokens_per_second=finished.tokens_per_second if finished else None,
         peak_memory_bytes=finished.peak_memory_bytes if finished else None,
         verdict=history.verdict,

@@ -1,7 +1,8 @@
-"""The whole way of a fine-tuning job up to its start: check, inspect, plan, write the job's folder.
+"""The whole way of a fine-tuning job up to its start: check, inspect, plan, write its row and its folder.
 
-In: a request and settings. Out: a `PreparedJob` (which `tunesmith plan` shows), then a job's folder that
-`supervisor.run_job` runs. Nothing is written outside the caches before every check has passed.
+In: a request and settings. Out: a `PreparedJob` (which `tunesmith plan` shows), then a job that `supervisor.run_job`
+runs. Nothing is written outside the caches before every check has passed. A job of the queue has its row first
+(`submission.py`), and is prepared by the same functions when its turn has come.
 """
 
 from __future__ import annotations
@@ -18,12 +19,13 @@ from tunesmith.errors import InputRefused, MachineCannot
 from tunesmith.jobs.home import Home
 from tunesmith.jobs.inspection import Inspection
 from tunesmith.jobs.models import FoundModel, find_model
-from tunesmith.jobs.records import JobFolder, create_job, new_job_id, now, read_records
+from tunesmith.jobs.records import JobFolder, create_job, new_job_id
 from tunesmith.jobs.settings import option_name, refuse_not_built
-from tunesmith.jobs.versions import next_version
+from tunesmith.jobs.state import State
 from tunesmith.plan.machine import Machine, this_machine
 from tunesmith.plan.resolve import refuse_precision, resolve
 from tunesmith.plan.speed import machine_speed
+from tunesmith.spec.catalog import Lineage, LineageDataset
 from tunesmith.spec.datasets import DatasetInput, DatasetReport, InspectRequest, Notice, Preparation
 from tunesmith.spec.jobs import FINAL_STATES, JobFile, JobRecord, JobState
 from tunesmith.spec.models import ModelFacts
@@ -66,12 +68,19 @@ def prepare_job(
     request: FinetuneRequest,
     settings: TrainingSettings,
     *,
-    home: Home,
+    state: State,
     environment: Mapping[str, str],
     progress: Progress,
     with_previews: bool = False,
+    job_id: str | None = None,
+    is_unwanted: Callable[[], bool] = lambda: False,
 ) -> PreparedJob:
-    """Every check, the inspection and the plan. Raises the first refusal; leaves nothing but caches."""
+    """Every check, the inspection and the plan. Raises the first refusal; leaves nothing but caches.
+
+    job_id: of a job that was submitted before it was prepared. is_unwanted: asked now and then; once it says yes
+    this ends with INTERRUPTED.
+    """
+    home = state.home
     refuse_not_built(request, settings)
     model = find_model(request.model)
     datasets = find_datasets(request)
@@ -87,8 +96,11 @@ def prepare_job(
         with_previews=with_previews,
     )
     # the worker looks at the model and counts tokens while the rows are checked here
-    with Inspection(question, home=home, environment=environment) as inspection:
+    with Inspection(question, home=home, environment=environment, is_unwanted=is_unwanted) as inspection:
         progress("checking the rows")
+        _ = state.database  # opened here, while the inspect worker runs
+        if target is not None:
+            _refuse_promised(target, state=state, job_id=job_id)
         reports = [check_rows(dataset) for dataset in datasets]
         machine = this_machine(environment)
         refuse_precision(settings, machine)
@@ -120,41 +132,71 @@ def prepare_job(
     )
 
 
-def submit(prepared: PreparedJob, *, home: Home, command: list[str]) -> JobFolder:
-    """Give the job its id, its version number and its folder. From here on it can be resumed."""
-    number = next_version(home, prepared.version_set)
-    model_version = f"{prepared.version_set}:{number}"
-    job_id = new_job_id()
-    created_at = now()
-    name = prepared.request.name or model_version
-    target = prepared.target or home.results / prepared.version_set / str(number)
+def submit(prepared: PreparedJob, *, state: State, command: list[str]) -> JobFolder:
+    """Give the job its id, its version number and its folder, for the foreground. From here on it can be resumed.
+
+    The folder is whole before the row is there: killed in between, it is a folder that no job names.
+    """
+    from tunesmith.jobs.store import NewJob  # with SQLAlchemy, which by now is imported
+
+    new = NewJob(
+        job_id=new_job_id(),
+        request=prepared.request,
+        settings=prepared.plan.settings,
+        version_set=prepared.version_set,
+        results_uri=prepared.target.as_uri() if prepared.target is not None else None,
+        results_root=state.home.results,
+        base_name=prepared.model.name,
+        command=command,
+        is_foreground=True,
+        lineage=lineage_of(prepared),
+    )
+    folder = JobFolder(path=state.home.jobs / new.job_id)
+    try:
+        with state.database.write() as connection:
+            record = state.jobs.insert(connection, new, above=state.highest_result(prepared.version_set))
+            write_folder(prepared, record, state=state)
+    except BaseException:
+        shutil.rmtree(folder.path, ignore_errors=True)
+        raise
+    return folder
+
+
+def write_folder(prepared: PreparedJob, record: JobRecord, *, state: State) -> JobFolder:
+    """The job's folder with everything that its worker gets."""
     job_file = JobFile(
-        job_id=job_id,
-        model_version=model_version,
-        name=name,
+        job_id=record.job_id,
+        model_version=record.model_version,
+        name=record.name,
         description=prepared.request.description,
-        created_at=created_at,
+        created_at=record.created_at,
         base=prepared.facts,
         datasets=prepared.datasets,
-        cache_folder=str(home.cache),
+        cache_folder=str(state.home.cache),
         settings=prepared.plan.settings,
         plan_reasons=prepared.plan.reasons,
         threads=prepared.plan.threads,
         device=prepared.plan.device,
         versions=numeric_versions(),
     )
-    record = JobRecord(
-        job_id=job_id,
-        state=JobState.ACCEPTED,
-        phase=None,
-        name=name,
-        model_version=model_version,
-        created_at=created_at,
-        worker_started_at=None,
-        results_uri=target.as_uri(),
-        command=command,
+    return create_job(state.home, job_file=job_file, preparation=prepared.preparation, plan=prepared.plan)
+
+
+def lineage_of(prepared: PreparedJob) -> Lineage:
+    """What the job's model version is made from."""
+    return Lineage(
+        base_name=prepared.model.name,
+        base_digest=prepared.facts.digest,
+        datasets=[
+            LineageDataset(
+                role=data.role, name=data.name, dataset_id=None, content_hash=report.content_hash, rows=report.rows
+            )
+            for data, report in zip(prepared.datasets, prepared.reports, strict=True)
+        ],
+        settings=prepared.plan.settings,
+        parent=None,
+        library_versions=numeric_versions(),
     )
-    return create_job(home, record=record, job_file=job_file, preparation=prepared.preparation, plan=prepared.plan)
 
 
 def find_datasets(request: FinetuneRequest) -> list[DatasetInput]:
@@ -217,10 +259,25 @@ def _check_results(target: Path, *, datasets: list[DatasetInput], model: FoundMo
     places = [(Path(dataset.path).resolve(), f"the dataset {dataset.name}") for dataset in datasets]
     places += [(path.parent, f"the folder of {what}") for path, what in places if path.parent == resolved]
     places += [(model.path.resolve(), f"the model {model.name}"), (home.jobs.resolve(), "the folder of all jobs")]
-    for record in read_records(home)[0]:
-        if record.state not in FINAL_STATES:
-            other = local_path(record.results_uri, field="results").resolve()
-            places.append((other, f"the results location of the unfinished job {record.job_id}"))
+    _refuse_taken(target, places)
+    check_target(target)
+
+
+def _refuse_promised(target: Path, *, state: State, job_id: str | None) -> None:
+    unfinished = [other for other in JobState if other not in FINAL_STATES]
+    places = [
+        (
+            local_path(record.results_uri, field="results").resolve(),
+            f"the results location of the unfinished job {record.job_id}",
+        )
+        for record in state.jobs.records(states=unfinished)
+        if record.job_id != job_id and record.results_uri.startswith("file:")
+    ]
+    _refuse_taken(target, places)
+
+
+def _refuse_taken(target: Path, places: list[tuple[Path, str]]) -> None:
+    resolved = target.resolve()
     for place, what in places:
         is_same = resolved == place
         if is_same or resolved.is_relative_to(place):
@@ -230,7 +287,6 @@ def _check_results(target: Path, *, datasets: list[DatasetInput], model: FoundMo
                 field="results",
                 hint="Choose a folder of its own.",
             )
-    check_target(target)
 
 
 def _require_disk(folder: Path, needed: int, *, field: str) -> None:

@@ -14,7 +14,8 @@ import os
 import signal
 import subprocess
 import tempfile
-from collections.abc import Iterator, Mapping
+import time
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Self
 
@@ -27,6 +28,7 @@ from tunesmith.jobs.home import Home
 from tunesmith.jobs.launcher import INSPECTOR, worker_command, worker_environment
 from tunesmith.spec.datasets import InspectRequest, InspectResponse
 
+POLL_SECONDS = 0.2
 FOLDER_SECONDS = 300  # a folder alone; with datasets it takes what their size takes
 MAXIMUM_FOLDER_ENTRIES = 10_000
 KEPT_ANSWERS = 200
@@ -37,8 +39,16 @@ MODEL_RELATIVE_OPTIONS = frozenset({"sequence_length", "lora_rank", "target_modu
 class Inspection:
     """One question to the inspect worker, started at once and answered later: control works meanwhile."""
 
-    def __init__(self, request: InspectRequest, *, home: Home, environment: Mapping[str, str]) -> None:
+    def __init__(
+        self,
+        request: InspectRequest,
+        *,
+        home: Home,
+        environment: Mapping[str, str],
+        is_unwanted: Callable[[], bool] = lambda: False,
+    ) -> None:
         self._request = request
+        self._is_unwanted = is_unwanted
         self._folder = home.cache / "inspections"
         self._log = home.logs / "inspect.log"
         self._environment = environment
@@ -65,7 +75,7 @@ class Inspection:
             self._output.with_suffix(".request.json").unlink(missing_ok=True)
 
     def answer(self) -> InspectResponse:
-        """Wait for the answer. Raises the worker's own error, or one that names its log."""
+        """Wait for the answer. Raises the worker's own error, one that names its log, or INTERRUPTED."""
         if self._known is not None:
             return self._known
         response = self._read()
@@ -93,15 +103,7 @@ class Inspection:
 
     def _read(self) -> InspectResponse:
         assert self._process is not None and self._output is not None
-        try:
-            code = self._process.wait(timeout=None if self._request.datasets else FOLDER_SECONDS)
-        except subprocess.TimeoutExpired as error:
-            raise InputRefused(
-                "MODEL_TOO_SLOW",
-                f"Looking at the model folder {self._request.model_path} took over {FOLDER_SECONDS} seconds.",
-                field="model",
-                hint="Is it on a slow or broken disk, or full of other files?",
-            ) from error
+        code = self._wait(self._process)
         lines = self._output.read_bytes().splitlines()
         try:
             return InspectResponse.model_validate_json(lines[-1])
@@ -117,6 +119,21 @@ class Inspection:
                 f"The inspect worker ended with exit code {code} and no answer.",
                 hint=f"Its log is {self._log}; please report it.",
             ) from error
+
+    def _wait(self, process: subprocess.Popen[bytes]) -> int:
+        end = None if self._request.datasets else time.monotonic() + FOLDER_SECONDS
+        while True:
+            with contextlib.suppress(subprocess.TimeoutExpired):
+                return process.wait(timeout=POLL_SECONDS)
+            if self._is_unwanted():
+                raise TunesmithError("INTERRUPTED", "The inspection was stopped: somebody asked for it.")
+            if end is not None and time.monotonic() > end:
+                raise InputRefused(
+                    "MODEL_TOO_SLOW",
+                    f"Looking at the model folder {self._request.model_path} took over {FOLDER_SECONDS} seconds.",
+                    field="model",
+                    hint="Is it on a slow or broken disk, or full of other files?",
+                )
 
     def _remembered(self) -> InspectResponse | None:
         try:

@@ -43,6 +43,8 @@ WAIT_VARIABLES = ("OMP_WAIT_POLICY", "GOMP_SPINCOUNT", "KMP_BLOCKTIME")
 SLEEPING_THREADS = {"OMP_WAIT_POLICY": "PASSIVE"}
 IDLE_SHARE = 0.7  # of the processors' time, in the moment before a worker starts
 IDLE_SAMPLE_SECONDS = 0.15
+LINUX_PROCESSES = Path("/proc/self/stat")
+SAME_START_SECONDS = 0.005  # half a tick of the system's clock
 TRAINER = "tunesmith.train"
 INSPECTOR = "tunesmith.models.inspect"
 
@@ -109,17 +111,25 @@ def exit_code(pid: int) -> int | None:
 
 
 def process_started_at(pid: int) -> float | None:
-    """Start time of a live process in seconds since the epoch; None where there is none (a zombie is none)."""
-    stat = Path(f"/proc/{pid}/stat")
-    if stat.parent.parent.joinpath("self").exists():
-        try:
-            fields = stat.read_bytes().rpartition(b")")[2].split()
-            boot = next(line for line in Path("/proc/stat").read_text().splitlines() if line.startswith("btime "))
-        except OSError:
-            return None
-        if fields[0] in (b"Z", b"X"):
-            return None
-        return int(boot.split()[1]) + int(fields[19]) / os.sysconf("SC_CLK_TCK")
+    """Start of a live process in seconds of `process_clock`; None where there is none (a zombie is none)."""
+    if not LINUX_PROCESSES.exists():
+        return _listed_start(pid)
+    try:
+        fields = Path(f"/proc/{pid}/stat").read_bytes().rpartition(b")")[2].split()
+    except OSError:
+        return None
+    if fields[0] in (b"Z", b"X"):
+        return None
+    return int(fields[19]) / os.sysconf("SC_CLK_TCK")
+
+
+def process_clock() -> float:
+    """Now, on the clock of `process_started_at`: seconds since the machine's start, which no clock change moves."""
+    return time.clock_gettime(time.CLOCK_BOOTTIME) if LINUX_PROCESSES.exists() else time.time()
+
+
+def _listed_start(pid: int) -> float | None:
+    """Where there is no /proc: seconds since the epoch."""
     listing = subprocess.run(
         ["ps", "-o", "lstart=", "-p", str(pid)], capture_output=True, text=True, env={"LC_ALL": "C"}, check=False
     )
@@ -132,8 +142,7 @@ def is_running(pid: int, *, started_at: float | None) -> bool:
     if exit_code(pid) is not None:
         return False
     found = process_started_at(pid)
-    # the boot time in /proc/stat is whole seconds and may move by one when the clock is corrected
-    return found is not None and (started_at is None or abs(found - started_at) < 2.0)
+    return found is not None and (started_at is None or abs(found - started_at) < SAME_START_SECONDS)
 
 
 def signal_worker(pid: int, number: int, *, whole_group: bool = False) -> None:

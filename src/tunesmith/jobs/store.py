@@ -13,7 +13,6 @@ import socket
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -21,15 +20,17 @@ import sqlalchemy as sa
 from pydantic import ValidationError
 
 from tunesmith.catalog.numbers import add_version, move_version
-from tunesmith.errors import MachineCannot, TunesmithError, UsageFault
+from tunesmith.errors import MachineCannot, TunesmithError, Unknown
 from tunesmith.jobs.launcher import is_running, process_started_at
-from tunesmith.spec.catalog import VersionState
+from tunesmith.jobs.records import now
+from tunesmith.spec.base import Spec
+from tunesmith.spec.catalog import Lineage, VersionState
 from tunesmith.spec.jobs import FINAL_STATES, MOVES, JobRecord, JobState
 from tunesmith.spec.metrics import EVENT, AnyEvent, NoticeEvent, StateEvent
 from tunesmith.spec.requests import FinetuneRequest
 from tunesmith.spec.training import TrainingSettings
 from tunesmith.storage.database import Database
-from tunesmith.storage.tables import EVENTS, JOBS
+from tunesmith.storage.tables import EVENTS, JOBS, MODEL_VERSIONS
 
 LEASE_SECONDS = 20.0
 READ_BYTES = 1 << 20
@@ -76,10 +77,7 @@ class NewJob:
     priority: int = 0
     run_limit_seconds: int | None = None
     parent: str | None = None
-
-
-def now() -> str:
-    return datetime.now(UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z")
+    lineage: Lineage | None = None  # None: known once the job was prepared
 
 
 def this_process() -> str:
@@ -103,12 +101,16 @@ class JobStore:
     # ---- submission and reading
 
     def insert(self, connection: sa.Connection, job: NewJob, *, above: int = 0) -> JobRecord:
-        """A new job in state ACCEPTED with its model version in state CREATING; durable with the transaction."""
+        """A new job in state ACCEPTED with its model version in state CREATING; durable with the transaction.
+
+        above: the version number is higher than this one, for results that a lost database no longer knows.
+        """
         created_at = now()
         model_version = add_version(
             connection, project=job.project, version_set=job.version_set, above=above, created_at=created_at,
             name=job.request.name or "", description=job.request.description, base_name=job.base_name,
             job_id=job.job_id, results_uri=job.results_uri or "", parent=job.parent,
+            lineage=job.lineage.model_dump_json() if job.lineage is not None else None,
         )  # fmt: skip
         number = model_version.rpartition(":")[2]
         results_uri = job.results_uri or (job.results_root / job.version_set / number).as_uri()
@@ -117,6 +119,7 @@ class JobStore:
             "state": JobState.ACCEPTED, "is_foreground": job.is_foreground, "is_paused": False,
             "name": job.request.name or model_version, "priority": job.priority, "model_version": model_version,
             "created_at": created_at, "attempts": 0, "fence": 0, "run_limit_seconds": job.run_limit_seconds,
+            "run_seconds": 0.0,
             "log": job.request.log, "results_uri": results_uri, "request": job.request.model_dump_json(),
             "settings": job.settings.model_dump_json(), "command": json.dumps(list(job.command)),
             "events_read_bytes": 0, "num_events": 1,
@@ -126,11 +129,11 @@ class JobStore:
         return self.read(job.job_id, connection=connection)
 
     def read(self, job_id: str, *, connection: sa.Connection | None = None) -> JobRecord:
-        """Raises UsageFault (UNKNOWN_JOB)."""
+        """Raises Unknown (UNKNOWN_JOB)."""
         query = sa.select(*RECORD_COLUMNS).where(JOBS.c.job_id == job_id)
         row = self._one(query, connection)
         if row is None:
-            raise UsageFault(
+            raise Unknown(
                 "UNKNOWN_JOB",
                 f"There is no job {job_id!r} here.",
                 field="JOB",
@@ -170,13 +173,13 @@ class JobStore:
     # ---- the lease
 
     def acquire(self, job_id: str, *, owner: str) -> tuple[Lease, JobRecord]:
-        """Take the job's lease, from a dead or silent owner too. Raises MachineCannot (JOB_BUSY)."""
+        """Take the job's lease, from a dead or silent owner too. Raises MachineCannot (JOB_BUSY), Unknown."""
         with self.database.write() as connection:
+            self.read(job_id, connection=connection)
             row = connection.execute(
                 sa.select(JOBS.c.lease_owner, JOBS.c.lease_until, JOBS.c.fence).where(JOBS.c.job_id == job_id)
             ).one()
-            is_held = row.lease_owner is not None and row.lease_until > time.time() and owner_may_live(row.lease_owner)
-            if is_held:
+            if row.lease_owner is not None and row.lease_until > time.time() and owner_may_live(row.lease_owner):
                 raise MachineCannot(
                     "JOB_BUSY",
                     f"Another tunesmith process is already looking after {job_id}.",
@@ -273,6 +276,17 @@ class JobStore:
         with self.database.write() as connection:
             return self._append(connection, lease, events, changes)
 
+    def describe_version(self, lease: Lease, **columns: Spec) -> None:
+        """Set documents of the job's model version (`lineage`, `metrics`) while it is being made."""
+        with self.database.write() as connection:
+            if connection.execute(sa.select(JOBS.c.job_id).where(_holds(lease))).one_or_none() is None:
+                raise LeaseLost(lease.job_id)
+            connection.execute(
+                MODEL_VERSIONS.update()
+                .where(MODEL_VERSIONS.c.job_id == lease.job_id, MODEL_VERSIONS.c.state == VersionState.CREATING)
+                .values({name: value.model_dump_json() for name, value in columns.items()} | {"changed_at": now()})
+            )
+
     def take_over(self, lease: Lease, worker_file: Path, *, limit_bytes: int = READ_BYTES) -> list[NumberedEvent]:
         """Move what the worker wrote since the last time into the database; returns it.
 
@@ -288,7 +302,8 @@ class JobStore:
             return []
         events = [_event(line) for line in block.split(b"\n") if line.strip()]
         with self.database.write() as connection:
-            record = self._append(connection, lease, events, {"events_read_bytes": read_bytes + len(block)})
+            read = {"events_read_bytes": read_bytes + len(block)}
+            record = self._append(connection, lease, events, read)
         first = record.num_events - len(events) + 1
         return [NumberedEvent(number=first + index, event=event) for index, event in enumerate(events)]
 

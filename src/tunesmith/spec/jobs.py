@@ -105,9 +105,10 @@ class JobRecord(Spec):
     attempts: int = 0
     worker_pid: int | None = None
     worker_started_at: float | None = Field(
-        None, description="Start time of that process, to tell it from a re-used pid."
+        None, description="Start of that process on the system's own clock, to tell it from a re-used pid."
     )
     run_limit_seconds: int | None = None
+    run_seconds: float = Field(0.0, description="How long its workers ran, over all attempts that ended.")
     log: str | None = None
     results_uri: str
     artifact_uri: str | None = None

@@ -6,7 +6,7 @@ Only a step event has a `step` field.
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
+from typing import Annotated, Literal, get_args
 
 from pydantic import Field, TypeAdapter
 
@@ -150,4 +150,5 @@ AnyEvent = Annotated[
     | StateEvent,
     Field(discriminator="kind"),
 ]
+EVENT_KINDS: tuple[str, ...] = tuple(event.model_fields["kind"].default for event in get_args(get_args(AnyEvent)[0]))
 EVENT: TypeAdapter[AnyEvent] = TypeAdapter(AnyEvent)

@@ -1,0 +1,50 @@
+"""The state that everything about jobs gets passed: the home's folders, its database, the jobs in it.
+
+In: a `Home`. Out: a `State`. The database is opened, made or upgraded at its first use, and its libraries imported
+then: that costs 0.15 s, which a command spends while a worker of its own runs already.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import cached_property
+from typing import TYPE_CHECKING
+
+from tunesmith.jobs.home import Home
+from tunesmith.jobs.records import JobFolder
+
+if TYPE_CHECKING:
+    from tunesmith.jobs.store import JobStore
+    from tunesmith.storage.database import Database
+
+
+@dataclass(frozen=True, kw_only=True)
+class State:
+    home: Home
+
+    @cached_property
+    def database(self) -> Database:
+        """Raises MachineCannot (STATE_TOO_NEW, STATE_BUSY, STATE_NOT_WRITABLE), TunesmithError (STATE_DAMAGED)."""
+        from tunesmith.storage.database import open_database, sqlite_url
+
+        return open_database(sqlite_url(self.home.root))
+
+    @cached_property
+    def jobs(self) -> JobStore:
+        from tunesmith.jobs.store import JobStore
+
+        return JobStore(self.database)
+
+    def folder(self, job_id: str) -> JobFolder:
+        """The folder of a job, which may not be made yet. Raises Unknown (UNKNOWN_JOB)."""
+        return JobFolder(path=self.home.jobs / self.jobs.read(job_id).job_id)
+
+    def highest_result(self, version_set: str) -> int:
+        """The highest version number with a local result, known to the database or not (0: none)."""
+        folder = self.home.results / version_set
+        names = [path.name for path in folder.iterdir()] if folder.is_dir() else []
+        return max((int(name) for name in names if name.isdecimal()), default=0)
+
+
+def open_state(home: Home) -> State:
+    return State(home=home)
