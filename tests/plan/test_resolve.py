@@ -150,3 +150,13 @@ def test_the_speed_of_a_cpu_is_measured_once_and_that_of_a_gpu_assumed_and_both_
     kept.write_text("2e9\n")
     assert machine_speed(machine(), cache=tmp_path).operations_per_second == 2e9 * 2 * CPU_SUSTAINED_SHARE
     assert "assumed" in machine_speed(machine(gpu_free=100 << 30), cache=tmp_path).reason
+
+
+def test_the_time_counts_as_many_sampled_rows_as_the_trainer_scores() -> None:
+    rows = preparation(training=10_000, validation=0, tokens=10_000)
+    made = plan(TrainingSettings(validation_fraction=0, epochs=1), rows=rows)
+    trained = adapter_parameters(model_facts(), made.settings)
+    weights = model_facts().parameters
+    training = 10_000 * (4 * weights + 6 * trained)
+    evaluation = 2 * 500 * 2 * (weights + trained)  # 500 rows of one token, before the first step and after the epoch
+    assert made.seconds == pytest.approx((training + evaluation) / SPEED.operations_per_second)

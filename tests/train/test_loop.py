@@ -19,8 +19,9 @@ from safetensors.numpy import load_file
 from transformers import LlamaForCausalLM
 
 from tests.train.conftest import MakeJob, some_rows
+from tunesmith.spec.training import SAMPLED_ROWS_WITHOUT_VALIDATION
 from tunesmith.train.__main__ import main
-from tunesmith.train.evaluation import SAMPLED_ROWS_WITHOUT_VALIDATION, training_sample
+from tunesmith.train.evaluation import training_sample
 
 pytestmark = pytest.mark.slow
 

@@ -21,7 +21,7 @@ from tunesmith.plan.speed import Speed
 from tunesmith.spec.datasets import Notice, Preparation, RowCounts
 from tunesmith.spec.models import ModelFacts
 from tunesmith.spec.plan import MemoryPart, Plan
-from tunesmith.spec.training import AUTO, TrainingSettings
+from tunesmith.spec.training import AUTO, TrainingSettings, sampled_rows
 
 GPU_TOKENS_PER_STEP = 16_000
 CPU_ROWS_PER_STEP = 8
@@ -29,7 +29,6 @@ MINIMUM_STEPS = 60
 CPU_TOKENS_PER_FORWARD = 4096  # beyond it a CPU gains nothing and its caches lose
 GPU_MAXIMUM_TOKENS_PER_FORWARD = 65_536
 USABLE_SHARE = 0.9  # of the memory free now; the rest is for what the estimate does not see
-EVALUATION_ROWS = 2000
 
 
 def refuse_precision(settings: TrainingSettings, machine: Machine) -> None:
@@ -188,14 +187,14 @@ def _seconds(
 ) -> tuple[float, str]:
     """Forward and backward through a frozen base cost 4 operations a weight and token, an adapter's weights 6.
 
-    Evaluation costs 2; it happens before the first step and after each epoch, on the validation rows and as many
-    training rows (at most 2,000).
+    Evaluation costs 2; it happens before the first step and after each epoch, on the validation rows and a sample of
+    the training rows.
     """
     trainable = adapter_parameters(facts, settings)
     training = preparation.training.total * settings.epochs * (4 * facts.parameters + 6 * trainable)
     counts = preparation.counts
     held_out = preparation.validation.total if preparation.validation else 0
-    sampled = min(counts.validation or EVALUATION_ROWS, EVALUATION_ROWS, counts.training)
+    sampled = sampled_rows(training=counts.training, validation=counts.validation)
     seen = held_out + preparation.training.total * sampled / max(1, counts.training)
     evaluation = 2 * (facts.parameters + trainable) * seen * (settings.epochs + 1)
     return (training + evaluation) / speed.operations_per_second, speed.reason

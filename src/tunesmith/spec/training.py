@@ -19,6 +19,8 @@ ALL_LINEAR: Literal["all-linear"] = "all-linear"
 FULL_RATE_WARMUP_SHARE = 0.03
 FINAL_RATE_SHARE = 0.1
 MAXIMUM_LORA_RANK = 1024
+MAXIMUM_SAMPLED_ROWS = 2000
+SAMPLED_ROWS_WITHOUT_VALIDATION = 500
 
 RESOLVED_BY_PLAN = (
     "sequence_length",
@@ -113,3 +115,9 @@ def learning_rate_at(settings: TrainingSettings, *, step: int, steps: int) -> fl
     progress = (step - warmup) / max(1, steps - warmup)
     shape = 0.5 * (1 + math.cos(math.pi * progress)) if settings.learning_rate_schedule == "cosine" else 1 - progress
     return settings.learning_rate * (FINAL_RATE_SHARE + (1 - FINAL_RATE_SHARE) * shape)
+
+
+def sampled_rows(*, training: int, validation: int) -> int:
+    """Training rows on which an epoch's training metrics are measured: as many as validation rows, at most 2,000."""
+    wanted = min(validation, MAXIMUM_SAMPLED_ROWS) if validation else SAMPLED_ROWS_WITHOUT_VALIDATION
+    return min(wanted, training)

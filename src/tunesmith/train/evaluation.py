@@ -17,10 +17,8 @@ from tunesmith.data.batch import evaluation_batches
 from tunesmith.data.prepare import ExampleSet
 from tunesmith.models.lora import clear_dropout_position
 from tunesmith.spec.metrics import SplitMetrics
+from tunesmith.spec.training import sampled_rows
 from tunesmith.train.step import forward_scores
-
-MAXIMUM_SAMPLED_ROWS = 2000
-SAMPLED_ROWS_WITHOUT_VALIDATION = 500
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -42,9 +40,9 @@ class RowScores:
 
 
 def training_sample(num_training: int, num_validation: int, *, seed: int) -> np.ndarray:
-    """The fixed rows on which training metrics are measured: as many as there are validation rows, at most 2,000."""
-    wanted = min(num_validation, MAXIMUM_SAMPLED_ROWS) if num_validation else SAMPLED_ROWS_WITHOUT_VALIDATION
-    if wanted >= num_training:
+    """The fixed rows on which training metrics are measured; how many, `sampled_rows` says."""
+    wanted = sampled_rows(training=num_training, validation=num_validation)
+    if wanted == num_training:
         return np.arange(num_training)
     chosen = np.random.Generator(np.random.Philox(key=[seed, 0x5A4D])).choice(num_training, wanted, replace=False)
     return np.sort(chosen)
