@@ -20,7 +20,12 @@ METADATA = sa.MetaData(
 )
 
 # Alembic's own table under a name that says what it is.
-REVISION = sa.Table("revision", METADATA, sa.Column("version_num", sa.String(32), primary_key=True))
+REVISION = sa.Table(
+    "revision",
+    METADATA,
+    sa.Column("version_num", sa.String(32), nullable=False),
+    sa.PrimaryKeyConstraint("version_num", name="revision_pkc"),  # as Alembic names it
+)
 
 JOBS = sa.Table(
     "jobs",
