@@ -36,6 +36,16 @@ class Home:
     def logs(self) -> Path:
         return self.root / "logs"
 
+    @property
+    def datasets(self) -> Path:
+        """Uploaded datasets, a folder each, named by their ids."""
+        return self.root / "datasets"
+
+    @property
+    def uploads(self) -> Path:
+        """What is arriving; emptied when a server starts."""
+        return self.root / "uploads"
+
 
 def home_path(environment: Mapping[str, str]) -> Path:
     """Where the state lies or would lie; nothing is created."""
@@ -51,7 +61,7 @@ def open_home(environment: Mapping[str, str]) -> Home:
     home = Home(root=home_path(environment))
     try:
         home.root.mkdir(mode=0o700, parents=True, exist_ok=True)
-        for folder in (home.jobs, home.cache, home.results, home.logs):
+        for folder in (home.jobs, home.cache, home.results, home.logs, home.datasets, home.uploads):
             folder.mkdir(mode=0o700, exist_ok=True)
         probe = home.root / f".probe-{os.getpid()}"
         probe.write_bytes(b"")
