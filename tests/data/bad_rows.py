@@ -59,6 +59,8 @@ FILES = [
     Case("web page", b"<!DOCTYPE html>\n<html>", one("NOT_TEXT", line=None), says="web page"),
     Case("run of NULs", bytes(5000), one("NOT_TEXT", line=None), says="NUL"),
     Case("git lfs", b"version https://git-lfs.github.com/spec/v1\noid sha256:1\n", one("LFS_POINTER", line=None)),
+    Case("text pickle", b"(lp0\n(dp1\nVprompt\n", one("NOT_TEXT", line=None), says="pickle"),
+    Case("old pickle", b"]q\x00}q\x01.", one("NOT_TEXT", line=None), says="pickle"),
     Case("UTF-16 with a mark", GOOD.decode().encode("utf-16"), one("ENCODING", line=None), says="UTF-16"),
     Case("UTF-16 big-endian", (GOOD * 3).decode().encode("utf-16-be"), one("ENCODING", line=None), says="big-endian"),
     Case("UTF-16 little-endian", GOOD.decode().encode("utf-16-le"), one("ENCODING", line=None), says="little-endian"),

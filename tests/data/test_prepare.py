@@ -46,6 +46,10 @@ def run(
     )
 
 
+def prompt_text(prepared: Prepared, index: int) -> str:
+    return prepared.decode(prepared.training.prompt_tokens(index))
+
+
 def codes(prepared: Prepared) -> list[str]:
     return [notice.code for notice in prepared.summary.notices]
 
@@ -68,7 +72,7 @@ def test_rows_are_counted_split_and_rendered(folder: Path, tmp_path: Path) -> No
         assert example.learned[1:].sum() == prepared.training.num_learned[index]
         n = example.line - 1
         assert prepared.training.answer_text(index) == f"It is {n}."
-        assert prepared.training.prompt_text(index) == f"<|begin|><|user|>What is {n}?<|end|><|assistant|>"
+        assert prompt_text(prepared, index) == f"<|begin|><|user|>What is {n}?<|end|><|assistant|>"
         assert prepared.training.text(index).completion == f"It is {n}."
     assert prepared.decode(prepared.end_token_ids) == "<|end|>"
 
@@ -199,9 +203,9 @@ def test_cutting_takes_from_the_prompts_start_and_keeps_head_and_answer(folder: 
     prepared = run(folder, tmp_path, dataset(path), context_length=60, too_long="cut", validation_fraction=0)
     example = prepared.training[20]
     assert len(example.tokens) == 60 == prepared.training.lengths[20]
-    assert prepared.training.prompt_text(20).startswith("<|begin|><|user|>")
-    assert prepared.training.prompt_text(20).endswith("Done?<|end|><|assistant|>")
-    assert "Read" not in prepared.training.prompt_text(20)
+    assert prompt_text(prepared, 20).startswith("<|begin|><|user|>")
+    assert prompt_text(prepared, 20).endswith("Done?<|end|><|assistant|>")
+    assert "Read" not in prompt_text(prepared, 20)
     assert prepared.decode(example.tokens[example.learned].tolist()) == "Yes, it is done.<|end|>"
     assert prepared.summary.counts.cut == 1 and prepared.summary.counts.training == 21
     lost = prepared.summary.longest_row - 60

@@ -255,7 +255,7 @@ def test_limits_are_inclusive(tmp_path: Path) -> None:
     ],
 )
 def test_odd_characters_are_counted(tmp_path: Path, text: str, code: str, ascii_only: bool) -> None:
-    lines = [{"prompt": "naïve “quotes” 日本 😀 \u200d", "completion": f"c{i}"} for i in range(4)]
+    lines = [{"prompt": f"naïve “quotes” 日本 😀 \u200d{i}", "completion": "c"} for i in range(4)]
     lines[2]["completion"] += text
     data = "\n".join(json.dumps(line, ensure_ascii=ascii_only) for line in lines).encode()
     report = check(tmp_path, data)
@@ -288,6 +288,37 @@ def test_warnings_are_summed_up(tmp_path: Path) -> None:
     assert '2 rows have fields that training does not use: "id", "z"' in extra
     assert "2 rows are equal" in duplicate and "like line 1" in duplicate
     assert report.num_warnings == 4
+
+
+def test_rows_that_differ_in_case_or_white_space_alone_are_counted(tmp_path: Path) -> None:
+    data = row(prompt="Say  it", completion="Yes.") + row(prompt="other", completion="No.")
+    data += row(prompt="say it\n", completion="yes.") + row(prompt="Say  it", completion="Yes.")
+    near, equal = check(tmp_path, data).warnings
+    assert (near.code, near.line) == ("NEAR_DUPLICATES", 3) and "1 row is" in near.message and "line 1" in near.message
+    assert (equal.code, equal.line) == ("DUPLICATE_ROWS", 4)
+
+
+def test_several_answers_to_one_prompt_are_counted(tmp_path: Path) -> None:
+    data = b"".join(row(prompt="Why?", completion=answer) for answer in ("a", "b", "a", "c"))
+    repeated, _equal = check(tmp_path, data).warnings
+    assert (repeated.code, repeated.line) == ("PROMPT_REPEATED", 2)
+    assert "2 rows have the prompt of an earlier row" in repeated.message and "like line 1" in repeated.message
+    several = chat(turn("user", "Why?"), turn("assistant", "a")) + chat(turn("user", "Why?"), turn("assistant", "b"))
+    assert [warning.code for warning in check(tmp_path, several).warnings] == ["PROMPT_REPEATED"]
+    unasked = row(prompt="", completion="a") + row(prompt="", completion="b")
+    assert [warning.code for warning in check(tmp_path, unasked).warnings] == ["EMPTY_PROMPT"]
+
+
+def test_only_so_many_rows_are_compared_and_it_is_said(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("tunesmith.data.likeness.MAX_ROWS", 2)
+    data = b"".join(row(prompt="Why?", completion=answer) for answer in ("a", "b", "c"))
+    (repeated,) = check(tmp_path, data).warnings
+    assert "1 row has" in repeated.message and "only the first 2 rows were compared" in repeated.message
+
+
+def test_white_space_around_a_column_is_named(tmp_path: Path) -> None:
+    (error,) = check(tmp_path, b" prompt ,completion\na,b\n", name="rows.csv").errors
+    assert error.code == "MISSING_COLUMN" and 'The column " prompt " has white space' in (error.hint or "")
 
 
 def test_every_warning_of_the_table_can_be_said() -> None:
@@ -523,7 +554,9 @@ def test_mts_dialog_has_1201_records_in_11457_lines(shared_data: Path) -> None:
 def test_wwdc25_has_437_copies(shared_data: Path) -> None:
     report = check_file(shared_data / "prompt_completion" / "wwdc25" / "train.jsonl", columns={})
     assert (report.rows, report.num_errors, report.duplicates) == (1800, 0, 437)
-    assert "437 rows are equal" in report.warnings[0].message
+    said = {warning.code: warning.message for warning in report.warnings}
+    assert "437 rows are equal" in said["DUPLICATE_ROWS"]
+    assert "1,244 rows have the prompt of an earlier row and another completion" in said["PROMPT_REPEATED"]
 
 
 def test_gsm8k_by_columns(shared_data: Path) -> None:

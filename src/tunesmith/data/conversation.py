@@ -72,7 +72,12 @@ def path_shown(path: tuple[str | int, ...]) -> str:
 def read_messages(value: Any, *, column: str, extra_keys: dict[str, None]) -> tuple[Message, ...]:
     """The messages of a row; keys of turns that training does not use are added to `extra_keys`."""
     if not isinstance(value, list):
-        hint = "A column of a CSV file cannot hold a conversation: use JSONL." if isinstance(value, str) else None
+        is_text = isinstance(value, str)
+        hint = (
+            "Write the turns themselves as a list, not a text that holds one; CSV cannot: use JSONL."
+            if is_text
+            else None
+        )
         raise Fault(
             "WRONG_TYPE",
             f'"{shown(column)}" must be a list of turns, found {type_name(value)}.',
@@ -145,7 +150,7 @@ def _read_turn(turn: Any, *, path: tuple[str | int, ...], extra_keys: dict[str, 
 
 def _role(fields: JsonObject, path: tuple[str | int, ...]) -> str:
     if "role" not in fields:
-        hint = None
+        hint = 'Add "role": system, user, assistant or tool.'
         if "from" in fields and "value" in fields:
             hint = 'These look like ShareGPT turns: write "role" and "content" in place of "from" and "value".'
         _bad("MISSING_COLUMN", f'{path_shown(path)} has no "role".', path, hint)
@@ -173,7 +178,7 @@ def _content(fields: JsonObject, *, role: str, has_calls: bool, path: tuple[str 
         if has_calls:
             return ""
         if "content" not in fields:
-            _bad("MISSING_COLUMN", f'{path_shown(path)} has no "content".', path)
+            _bad("MISSING_COLUMN", f'{path_shown(path)} has no "content".', path, 'Add "content", or remove the turn.')
     if not isinstance(content, str):
         _bad("WRONG_TYPE", f"{path_shown(where)} must be a text or text parts, found {type_name(content)}.", where)
     # a tool may well answer nothing, and a turn that calls tools need not say anything
@@ -212,7 +217,7 @@ def _is_learned(weight: Any, *, role: str, path: tuple[str | int, ...]) -> bool:
     if weight is None:
         return role == "assistant"
     if type(weight) is not int or weight not in (0, 1):
-        found = weight if isinstance(weight, int | float) else type_name(weight)
+        found = weight if type(weight) in (int, float) else type_name(weight)
         _bad("BAD_WEIGHT", f"{path_shown(path)} must be 0 or 1, found {found}.", path)
     if weight == 1 and role != "assistant":
         _bad("BAD_WEIGHT", f"{path_shown(path)} is 1 in a {role} turn; only assistant turns are learned.", path)

@@ -190,6 +190,14 @@ WARNINGS: dict[str, CodeMeaning] = {
     "DUPLICATE_ROWS": CodeMeaning(
         "Rows equal to an earlier one; each counts in training.", "Keep them, or say --duplicates drop."
     ),
+    "NEAR_DUPLICATES": CodeMeaning(
+        "Rows equal to an earlier one but for upper case and white space; an estimate over the first 100,000 rows.",
+        "Keep one of each, or let them be: on both sides of the split they make validation look better than it is.",
+    ),
+    "PROMPT_REPEATED": CodeMeaning(
+        "Rows with the prompt of an earlier row and another completion: the model learns a mixture of the answers.",
+        "Keep one answer for each prompt if there is one right answer; let them be if variety is meant.",
+    ),
     "EXTRA_COLUMNS": CodeMeaning("Fields that training does not use.", "Nothing to do."),
     "EMPTY_PROMPT": CodeMeaning(
         "Prompts that are empty or only white space: the model learns to speak unasked.",
@@ -220,6 +228,10 @@ _WARNING_TEXT = {
     "BYTE_ORDER_MARK": "The file starts with a byte order mark (U+FEFF), which was skipped.",
     "BLANK_LINES": "{rows} blank {lines} skipped, the first here.",
     "DUPLICATE_ROWS": "{rows} {rows_are} equal to an earlier row; the first is here{detail}.",
+    "NEAR_DUPLICATES": "{rows} {rows_are} equal to an earlier row but for case and white space; the first is here"
+    "{detail}.",
+    "PROMPT_REPEATED": "{rows} {rows_have} the prompt of an earlier row and another completion; the first is here"
+    "{detail}.",
     "EXTRA_COLUMNS": "{rows} {rows_have} fields that training does not use: {detail}; the first is here.",
     "EMPTY_PROMPT": "{rows} {rows_have} an empty prompt; the first is here.",
     "BIDI_CONTROLS": "{rows} {rows_have} bidirectional control characters in the text; the first is here ({detail}).",
@@ -370,6 +382,9 @@ def near_names(wanted: str, names: Iterable[str]) -> str:
         if odd and len(name) - len(odd) >= 2 and _looks_like(name, wanted):
             points = ", ".join(code_point(ch) for ch in dict.fromkeys(odd))
             return f'The column "{shown(name, 40)}" only looks like "{wanted}": it holds {points}. Rename it.'
+    padded = next((name for name in listed if name.strip() == wanted), None)
+    if padded is not None:
+        return f'The column "{shown(padded, 40)}" has white space around its name. Take it out.'
     folded = {name.strip().casefold(): name for name in reversed(listed)}
     close = difflib.get_close_matches(wanted.casefold(), folded, n=1, cutoff=0.7)
     return f'Did you mean "{shown(folded[close[0]], 40)}"?' if close else ""

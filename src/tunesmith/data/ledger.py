@@ -44,7 +44,7 @@ class DatasetLedger:
         lost = int(self.tokens_lost[number])
         first = int(self.first[number])
         duplicate_of = int(self.index["line"][first]) if first != number else None
-        reason = f"equal to a row of the {self.dataset} dataset" if duplicate_of is not None else None
+        reason = f"equal to line {duplicate_of} of the same file" if duplicate_of is not None else None
         if fate == TOO_LONG:
             length = int(self.index["length"][number])
             return LedgerRow(

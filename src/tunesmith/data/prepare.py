@@ -131,9 +131,6 @@ class ExampleSet:
         answer = example.tokens[first:last].tolist()
         return answer[:-1] if answer and answer[-1] in self._renderer.stop_ids else answer
 
-    def prompt_text(self, index: int) -> str:
-        return self._renderer.tokenizer.decode(self.prompt_tokens(index))
-
     def answer_text(self, index: int) -> str:
         return self._renderer.tokenizer.decode(self.answer_tokens(index))
 

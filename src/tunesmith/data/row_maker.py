@@ -22,6 +22,7 @@ from tunesmith.data.conversation import (
     type_name,
 )
 from tunesmith.data.findings import Fault, Findings, code_point, names_shown, near_names, shown
+from tunesmith.data.likeness import LikenessFinder
 from tunesmith.errors import UsageFault
 from tunesmith.spec.datasets import MAX_DEPTH, MAX_KEYS, RowKind
 
@@ -101,6 +102,7 @@ class RowMaker:
             self._chosen = RowKind.MESSAGES if is_messages else RowKind.PROMPT_COMPLETION
         self._kind_line = 0
         self._told_mixed = False
+        self._likeness = LikenessFinder()
         self.takes_pairs = False  # the file is known to be one of prompt and completion
         self.looks_close = True  # a reader that has looked at a whole stretch of the file may turn this off
 
@@ -240,6 +242,8 @@ class RowMaker:
         data = text.encode()
         if self.looks_close and len(data) != len(text):
             self._look_at(data, line=line)
+        if not self._likeness.is_full:
+            self._likeness.add(prompt, completion, line=line)
         content_hash = sha256(data).digest()[:HASH_BYTES]
         self.num_rows += 1
         self.lines.append(line)
@@ -263,6 +267,9 @@ class RowMaker:
         text = texts_of(messages)
         if self.looks_close and not text.isascii():
             self._look_at(text.encode(), line=line)
+        if not self._likeness.is_full:
+            before = texts_of(messages[:-1]) + (str(tools) if tools else "")
+            self._likeness.add(before, texts_of(messages[-1:]), line=line)
         content_hash = sha256(canonical_messages(messages, tools)).digest()[:HASH_BYTES]
         self.num_rows += 1
         self.lines.append(line)
@@ -279,6 +286,14 @@ class RowMaker:
                     content_hash=content_hash,
                 )
             )
+
+    def tell_likeness(self) -> None:
+        """At the end of the file: warn of rows that are nearly equal, and of prompts with several answers."""
+        found = self._likeness
+        where = f"; only the first {found.num_rows:,} rows were compared" if found.is_full else ""
+        for code, like in (("NEAR_DUPLICATES", found.near), ("PROMPT_REPEATED", found.prompts)):
+            if like.rows:
+                self.findings.warn(code, line=like.line, rows=like.rows, detail=f" (like line {like.of}){where}")
 
     def _look_at(self, data: bytes, *, line: int) -> None:
         """Count characters that a person should know of."""

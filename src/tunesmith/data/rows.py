@@ -126,6 +126,7 @@ def _feed(path: Path, maker: RowMaker) -> Iterator[None]:
             raise Fault("EMPTY_FILE", "The file has no row, only blank lines or a header.")
     except Fault as fault:
         findings.add_error(fault)
+    maker.tell_likeness()
 
 
 def _steps(path: Path, maker: RowMaker, *, handle: FileIO, head: bytes) -> Iterator[None]:

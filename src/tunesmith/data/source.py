@@ -46,7 +46,7 @@ _MAGIC = (
     (b"\x7fELF", "a program", None),
     (b"GGUF", "a GGUF model", None),
 )
-_PICKLE = re.compile(rb"\x80[\x02-\x05][\x80-\xff\(\]\}\)cX\x4b\x4c\x4d\x8c\x95]")
+_PICKLE = re.compile(rb"\([ld]p\d*\n|[\]}]q\x00|\x80[\x02-\x05][\x80-\xff\(\]\}\)cX\x4b\x4c\x4d\x8c\x95]")
 _MARKS = (  # the longer ones first: UTF-32 little-endian starts like UTF-16
     (codecs.BOM_UTF32_LE, "UTF-32"),
     (codecs.BOM_UTF32_BE, "UTF-32"),
@@ -110,7 +110,7 @@ def refuse_by_first_bytes(head: bytes) -> None:
         raise Fault("EMPTY_FILE", "The file is empty (0 bytes).")
     for mark, encoding in _MARKS:
         if head.startswith(mark):
-            raise Fault("ENCODING", f"The file is {encoding}; rows are UTF-8.")
+            raise _other_encoding(f"is {encoding}", encoding)
     for magic, what, hint in _MAGIC:
         if head.startswith(magic):
             raise Fault("NOT_TEXT", f"The file holds {what}, not text.", hint=hint)
@@ -134,11 +134,16 @@ def _refuse_wide_characters(head: bytes) -> None:
     if nuls and quarter:
         by_place = [sample[place::4].count(0) for place in range(4)]
         if sum(count >= 0.9 * quarter for count in by_place) == 3:
-            raise Fault("ENCODING", "The file looks like UTF-32 without a byte order mark; rows are UTF-8.")
+            raise _other_encoding("looks like UTF-32 without a byte order mark", "UTF-32")
         if by_place[0] + by_place[2] >= quarter > by_place[1] + by_place[3]:
-            raise Fault("ENCODING", "The file looks like UTF-16 (big-endian, without a mark); rows are UTF-8.")
+            raise _other_encoding("looks like UTF-16 (big-endian, without a mark)", "UTF-16BE")
         if by_place[1] + by_place[3] >= quarter > by_place[0] + by_place[2]:
-            raise Fault("ENCODING", "The file looks like UTF-16 (little-endian, without a mark); rows are UTF-8.")
+            raise _other_encoding("looks like UTF-16 (little-endian, without a mark)", "UTF-16LE")
+
+
+def _other_encoding(what: str, encoding: str) -> Fault:
+    hint = f"Convert it: `iconv -f {encoding} -t UTF-8 FILE > rows.jsonl`."
+    return Fault("ENCODING", f"The file {what}; rows are UTF-8.", hint=hint)
 
 
 def line_batches(handle: FileIO, head: bytes) -> Iterator[LineBatch]:

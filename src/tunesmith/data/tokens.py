@@ -25,7 +25,7 @@ from numpy.typing import NDArray
 from tunesmith.data.render import RenderedRows
 from tunesmith.files import CHUNK_BYTES, fsync_folder, fsync_tree, write_json
 
-FORMAT = 1
+FORMAT = 2
 CACHE_LIMIT_BYTES = 32 * 1024**3
 COLUMN_ROWS = 65_536
 INDEX = np.dtype(
