@@ -71,7 +71,7 @@ def test_an_unexpected_exception_is_a_fault_of_ours_with_its_log(
     def broken(*_: object) -> None:
         raise RuntimeError("something unforeseen \x1b[31m")
 
-    monkeypatch.setattr("tunesmith.jobs.records.read_records", broken)
+    monkeypatch.setattr("tunesmith.jobs.store.JobStore.records", broken)
     done = tunesmith("job", "list", "--json")
     assert done.code == 1
     assert done.json["error"]["code"] == "INTERNAL"
@@ -85,7 +85,7 @@ def test_a_full_disk_is_no_fault_of_ours(tunesmith: Tunesmith, monkeypatch: pyte
     def full(*_: object) -> None:
         raise OSError(errno.ENOSPC, "No space left on device", "/some/file")
 
-    monkeypatch.setattr("tunesmith.jobs.records.read_records", full)
+    monkeypatch.setattr("tunesmith.jobs.store.JobStore.records", full)
     done = tunesmith("job", "list", "--json")
     assert (done.code, done.json["error"]["code"]) == (4, "DISK_FULL")
     assert "/some/file" in done.json["error"]["message"]

@@ -7,7 +7,9 @@ from pathlib import Path
 import pytest
 
 from tests.cli.conftest import Done
+from tunesmith.jobs.home import Home
 from tunesmith.jobs.records import JobFolder
+from tunesmith.jobs.state import open_state
 from tunesmith.jobs.supervisor import StopWish, run_job
 from tunesmith.spec.jobs import JobResult
 
@@ -16,7 +18,8 @@ Worker = Callable[[str], Callable[[Path], list[str]]]
 
 
 def finish(job: JobFolder, command: Callable[[Path], list[str]]) -> None:
-    run_job(job, environment=os.environ, on_event=lambda event: None, wish=StopWish(), command=command)
+    state = open_state(Home(root=job.path.parents[1]))
+    run_job(job, state=state, environment=os.environ, on_event=lambda event: None, wish=StopWish(), command=command)
 
 
 def test_an_empty_list_says_what_to_do(tunesmith: Tunesmith) -> None:

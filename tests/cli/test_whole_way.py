@@ -15,7 +15,10 @@ from typing import Any
 import pytest
 
 from tunesmith.bundled import MODEL_NAME, TRAINING_ROWS
-from tunesmith.jobs.records import JobFolder, read_record
+from tunesmith.jobs.home import Home
+from tunesmith.jobs.records import JobFolder
+from tunesmith.jobs.state import open_state
+from tunesmith.spec.jobs import JobRecord
 
 pytestmark = pytest.mark.slow
 
@@ -60,6 +63,10 @@ def finished(tmp_path_factory: pytest.TempPathFactory, rows: Path) -> tuple[Path
 
 def adapter_of(result: Any) -> bytes:
     return (Path(result["artifact_uri"].removeprefix("file://")) / "adapter_model.safetensors").read_bytes()
+
+
+def read_record(job: JobFolder) -> JobRecord:
+    return open_state(Home(root=job.path.parents[1])).jobs.read(job.job_id)
 
 
 def wait_for_step(home: Path, step: int) -> JobFolder:
