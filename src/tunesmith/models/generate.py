@@ -1,7 +1,8 @@
-"""Greedy generation for a few prompts: samples, the verdict's exact match. Serving many users is `deploy/`'s matter.
+"""Generation with a key-value cache: whole greedy answers to a few prompts, or one answer token by token.
 
-In come token ids of rendered prompts, out go the new ids without the end token. Prompts run in left-padded batches
-with a key-value cache, with whatever adapter the model carries at that moment; finished answers leave the batch.
+`greedy` (samples, the verdict's exact match) runs left-padded batches, with whatever adapter the model carries at that
+moment; finished answers leave the batch. `Decoding` is one answer whose tokens somebody else chooses, one at a time;
+`deploy/` serves by it. In come token ids of rendered prompts.
 
 Dimensions: B prompts of a batch, L longest prompt, V vocabulary.
 """
@@ -15,6 +16,7 @@ import torch
 from torch import Tensor, nn
 
 BATCH_TOKENS = 16_384  # prompt and answer places of one batch; bounds the cache
+PREFILL_TOKENS = 1_024  # of a long prompt in one forward; bounds its attention mask
 
 
 @torch.inference_mode()
@@ -74,6 +76,42 @@ def _greedy_batch(
             rows = [rows[place] for place in going_on]
         tokens, positions = chosen[:, None], positions[:, -1:] + 1
     return answers
+
+
+class Decoding:
+    """One prompt and the answer so far. The adapter that the model carries must be the same at every call.
+
+    Raises ValueError for an empty prompt.
+    """
+
+    def __init__(self, model: nn.Module, prompt: Sequence[int]) -> None:
+        from transformers import DynamicCache
+
+        if not prompt:
+            raise ValueError("a prompt needs at least one token")
+        self._model = model
+        self._device = next(model.parameters()).device
+        self._cache = DynamicCache(config=cast(Any, model).config)
+        self._waiting = list(prompt)  # not yet in the cache
+        self._num_cached = 0
+
+    def advance(self) -> Tensor | None:
+        """Logits (V,) float32 of the next token; None while a part of a long prompt is still to be read."""
+        part, self._waiting = self._waiting[:PREFILL_TOKENS], self._waiting[PREFILL_TOKENS:]
+        first, self._num_cached = self._num_cached, self._num_cached + len(part)
+        with torch.inference_mode():
+            logits_BV = _next_logits(
+                self._model,
+                torch.tensor([part], device=self._device),
+                torch.ones(1, self._num_cached, dtype=torch.bool, device=self._device),
+                torch.arange(first, self._num_cached, device=self._device)[None, :],
+                self._cache,
+            )
+        return None if self._waiting else logits_BV[0].float()
+
+    def add(self, token: int) -> None:
+        """The token that was chosen after the last `advance`."""
+        self._waiting.append(token)
 
 
 def _next_logits(model: nn.Module, tokens: Tensor, is_real: Tensor, positions: Tensor, cache: Any) -> Tensor:

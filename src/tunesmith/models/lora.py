@@ -179,8 +179,7 @@ def inject(model: nn.Module, *, settings: TrainingSettings) -> list[LoraLinear]:
     modules: list[LoraLinear] = []
     for index, name in enumerate(chosen):
         module = LoraLinear(linear[name], name=name, index=index, settings=settings, clock=clock)
-        parent, _, last = name.rpartition(".")
-        setattr(model.get_submodule(parent), last, module)
+        _put(model, name, module)
         modules.append(module)
     return modules
 
@@ -218,6 +217,24 @@ def clear_dropout_position(model: nn.Module) -> None:
     _clock(model).move(None)
 
 
+def detach(model: nn.Module) -> list[LoraLinear]:
+    """Take the adapter off, so that the model is the base again; returns what `attach` puts back."""
+    modules = lora_modules(model)
+    for module in modules:
+        _put(model, module.name, module.base)
+    model.__dict__.pop(_CLOCK, None)
+    return modules
+
+
+def attach(model: nn.Module, modules: list[LoraLinear]) -> None:
+    """Put an adapter that was taken off this model back on it. The model carries none at that moment."""
+    assert _CLOCK not in model.__dict__, "another adapter is on"
+    for module in modules:
+        _put(model, module.name, module)
+    if modules:
+        model.__dict__[_CLOCK] = modules[0].clock
+
+
 @contextmanager
 def disabled(model: nn.Module) -> Iterator[None]:
     """The base model: the adapter plays no part inside."""
@@ -234,6 +251,11 @@ def _clock(model: nn.Module) -> LoraClock:
     if not isinstance(clock, LoraClock):
         raise TunesmithError("NO_ADAPTER", "This model carries no adapter: call inject first.")
     return clock
+
+
+def _put(model: nn.Module, name: str, module: nn.Module) -> None:
+    parent, _, last = name.rpartition(".")
+    setattr(model.get_submodule(parent), last, module)
 
 
 def _sizes(module: nn.Module) -> tuple[int, int]:
