@@ -7,10 +7,10 @@ others: all of them pass `Output.say`, which lets no character act on the termin
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Generator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, cast
 
 import typer
 
@@ -46,7 +46,7 @@ def noun(what: str) -> typer.Typer:
 
 
 @contextmanager
-def connected() -> Iterator[Client]:
+def connected() -> Generator[Client]:
     """A client of the server that runs, or of the same state without one."""
     from tunesmith.client.synchronous.client import Client  # its libraries cost 0.3 s
 
@@ -74,10 +74,10 @@ def tell_fields(output: Output, fields: dict[str, Any]) -> None:
 
 
 def _words(value: Any) -> str:
-    if isinstance(value, dict):
-        return ", ".join(f"{name}={each}" for name, each in value.items())
+    if isinstance(value, Mapping):
+        return ", ".join(f"{name}={each}" for name, each in cast(Mapping[str, Any], value).items())
     if isinstance(value, list | tuple):
-        return ", ".join(str(each) for each in value)
+        return ", ".join(str(each) for each in cast(Sequence[Any], value))
     return f"{value:,}" if isinstance(value, int) and not isinstance(value, bool) else str(value)
 
 

@@ -6,7 +6,7 @@ And the datasets of the service: `list | show | upload | register | edit | delet
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator
 from contextlib import contextmanager
 from typing import Annotated, Any
 
@@ -232,7 +232,7 @@ def upload(
 
 
 @contextmanager
-def upload_bar(output: Output) -> Iterator[Callable[[int, int], None] | None]:
+def upload_bar(output: Output) -> Generator[Callable[[int, int], None] | None]:
     """A bar of bytes on a terminal; nothing elsewhere."""
     if not output.human.isatty():
         yield None

@@ -9,6 +9,7 @@ from __future__ import annotations
 import sys
 import time
 from html import escape
+from importlib import import_module
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Literal, Protocol, Self, TextIO, cast
 
@@ -156,9 +157,8 @@ class NotebookDisplay(_Plain):
         if event is not None and time.monotonic() - self._drawn_at < REDRAW_SECONDS:
             return
         self._drawn_at = time.monotonic()
-        import IPython.display as notebook  # type: ignore[import-not-found]  # only ever called from inside one
-
-        shown: Any = notebook.HTML(html(watched))
+        notebook: Any = import_module("IPython.display")  # only ever called from inside one
+        shown = notebook.HTML(html(watched))
         if self._handle is None:
             self._handle = notebook.display(shown, display_id=True)
         else:

@@ -6,13 +6,12 @@ the command line and of our own functions catches the same families. The one tab
 
 from __future__ import annotations
 
-import json
-from typing import Any
-
 import httpx2
+from pydantic import ValidationError
 
 from tunesmith.errors import (
     Conflict,
+    ErrorForm,
     InputRefused,
     MachineCannot,
     NotPermitted,
@@ -20,6 +19,7 @@ from tunesmith.errors import (
     Unknown,
     UsageFault,
 )
+from tunesmith.spec.api import ErrorAnswer
 
 FAMILY_OF_STATUS: dict[int, type[TunesmithError]] = {
     400: InputRefused,
@@ -60,7 +60,7 @@ def error_of(status: int, body: bytes, *, url: str) -> TunesmithError:
         family = UsageFault
     elif form["code"] == NOT_BUILT:
         family = MachineCannot
-    return family(form["code"], form["message"], field=form.get("field"), hint=form.get("hint"))
+    return family(form["code"], form["message"], field=form["field"], hint=form["hint"])
 
 
 def lost(error: httpx2.TransportError, *, url: str) -> MachineCannot:
@@ -90,10 +90,8 @@ def unreadable(url: str) -> MachineCannot:
     )
 
 
-def _form(body: bytes) -> dict[str, Any] | None:
+def _form(body: bytes) -> ErrorForm | None:
     try:
-        form = json.loads(body)["error"]
-    except (ValueError, KeyError, TypeError):
+        return ErrorAnswer.model_validate_json(body, extra="ignore").error
+    except ValidationError:
         return None
-    is_ours = isinstance(form, dict) and isinstance(form.get("code"), str) and isinstance(form.get("message"), str)
-    return form if is_ours else None

@@ -16,7 +16,7 @@ from typing import Any, TypeVar
 from uuid import uuid4
 
 import httpx2
-from pydantic import BaseModel, ValidationError
+from pydantic import BaseModel, TypeAdapter, ValidationError
 
 from tunesmith import __version__
 from tunesmith.client.connection import Endpoint
@@ -29,6 +29,7 @@ PAGE = 200
 REPEATABLE = frozenset({"GET", "HEAD", "PUT", "PATCH", "DELETE"})
 NOT_SENT = (httpx2.ConnectError, httpx2.ConnectTimeout, httpx2.PoolTimeout)
 
+DOCUMENT = TypeAdapter(dict[str, Any])
 Model = TypeVar("Model", bound=BaseModel)
 Query = Mapping[str, Any]
 
@@ -91,10 +92,9 @@ class AsyncWire:
         if not answer.content:
             return {}
         try:
-            document = json.loads(answer.content)
-        except ValueError as error:
+            return DOCUMENT.validate_json(answer.content)
+        except ValidationError as error:
             raise unreadable(self.endpoint.url) from error
-        return document if isinstance(document, dict) else {"value": document}
 
     async def send(
         self,
@@ -168,7 +168,11 @@ class AsyncWire:
             headers = {"Accept": "text/event-stream", "Last-Event-ID": str(after)}
             try:
                 async with self.stream(f"/api/jobs/{job_id}/events", query={"after": after}, headers=headers) as answer:
+                    if answer.status_code == 204:  # the job is over, and all of it was told
+                        return
                     async for message in httpx2.EventSource(answer):
+                        if message.event == "end":
+                            return
                         found = read_event(message.data)
                         if found is None or found.number <= after:
                             continue
@@ -177,7 +181,9 @@ class AsyncWire:
                         if is_last(found.event):
                             return
             except httpx2.ReadTimeout:
-                continue  # nothing happened for a minute
+                continue  # not even a sign of life for a minute
+            except httpx2.SSEError as error:
+                raise unreadable(self.endpoint.url) from error
             except httpx2.TransportError as error:
                 failures += 1
                 if failures > len(RETRY_SECONDS):

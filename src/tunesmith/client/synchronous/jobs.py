@@ -8,19 +8,24 @@ everything else is the server's to find. A handle knows what the server told las
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator, Mapping, Sequence
+import re
+from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
+from tunesmith.bundled import MODEL_NAME
 from tunesmith.client.display import DisplayKind, display_for, table_html
 from tunesmith.client.events import NumberedEvent, Watched
 from tunesmith.client.streams import Progress
 from tunesmith.client.synchronous.nouns import Datasets, PathLike, part
 from tunesmith.client.synchronous.wire import Wire
 from tunesmith.errors import JobFailed, MachineCannot
-from tunesmith.spec.api import JobView
+from tunesmith.spec.api import JobView, LogLines
+from tunesmith.spec.artifacts import LedgerRow
 from tunesmith.spec.jobs import FINAL_STATES, JobResult, JobState
 
+# a dataset's id, a URI, or a path in a declared location; all else is a file here
+KNOWN_TO_SERVER = re.compile(r"ds-[0-9a-f]{16}|[a-z0-9][a-z0-9._-]{0,62}:.+", re.DOTALL)
 DATASET_FIELDS = ("dataset", "validation_dataset", "test_dataset")
 Submission = Mapping[str, Any]
 
@@ -181,14 +186,15 @@ class Jobs:
     def log(self, job_id: str, *, lines: int = 200, search: str | None = None) -> list[str]:
         """The end of the job's log."""
         query = {"lines": lines, "search": search}
-        return list((self._wire.document("GET", f"/api/jobs/{part(job_id)}/log", query=query))["lines"])
+        return (self._wire.fetch(LogLines, "GET", f"/api/jobs/{part(job_id)}/log", query=query)).lines
 
     def download_log(self, job_id: str, target: PathLike) -> Path:
         return self._wire.download(f"/api/jobs/{part(job_id)}/log/download", Path(target))
 
-    def ledger(self, job_id: str, *, fate: str | None = None, limit: int | None = None) -> list[dict[str, Any]]:
+    def ledger(self, job_id: str, *, fate: str | None = None, limit: int | None = None) -> list[LedgerRow]:
         """What became of each row of the datasets."""
-        return self._wire.rows(f"/api/jobs/{part(job_id)}/ledger", "rows", query={"fate": fate}, limit=limit)
+        path = f"/api/jobs/{part(job_id)}/ledger"
+        return self._wire.pages(LedgerRow, path, "rows", query={"fate": fate}, limit=limit)
 
     def _refuse_without_server(self) -> None:
         if self._wire.endpoint.is_in_process:
@@ -203,27 +209,29 @@ class Jobs:
         """The request with files of this machine uploaded and relative folders made absolute."""
         body = {name: value for name, value in wanted.items() if value is not None}
         for name in DATASET_FIELDS:
-            if name in body and _is_local_file(body[name]):
-                file = Path(body[name])
+            if name in body and _is_ours(body[name]):
+                file = Path(body[name]).expanduser()
                 uploaded = self._datasets.upload(file, columns=body.get("columns"), progress=progress)
                 body[name] = uploaded.dataset_id
         for name in ("model", "results"):
-            if name in body and _is_local_folder(body[name]):
+            if name in body and _is_folder(body[name]):
                 body[name] = os.fspath(Path(body[name]).expanduser().absolute())
         return {name: _plain(value) for name, value in body.items()}
 
 
-def _is_local_file(value: PathLike) -> bool:
-    """A path object is meant as a file of this machine, also where it is absent; a text only where there is one."""
-    return isinstance(value, os.PathLike) or Path(value).is_file()
+def _is_ours(dataset: PathLike) -> bool:
+    """Whether it is a file of this machine. A file that exists comes before a location of the same name."""
+    if isinstance(dataset, os.PathLike):
+        return True
+    return Path(dataset).is_file() or not (KNOWN_TO_SERVER.fullmatch(dataset))
 
 
-def _is_local_folder(value: PathLike) -> bool:
-    return isinstance(value, os.PathLike) or value.startswith((".", "~")) or Path(value).is_dir()
+def _is_folder(value: PathLike) -> bool:
+    return isinstance(value, os.PathLike) or (value != MODEL_NAME and Path(value).expanduser().is_dir())
 
 
 def _plain(value: Any) -> Any:
     """Tuples and paths as JSON knows them."""
     if isinstance(value, os.PathLike):
-        return os.fspath(value)
-    return list(value) if isinstance(value, Sequence) and not isinstance(value, str) else value
+        return os.fspath(cast(PathLike, value))
+    return list(cast(tuple[Any, ...], value)) if isinstance(value, tuple) else value

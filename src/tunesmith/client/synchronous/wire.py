@@ -17,7 +17,7 @@ from typing import Any, TypeVar
 from uuid import uuid4
 
 import httpx2
-from pydantic import BaseModel, ValidationError
+from pydantic import BaseModel, TypeAdapter, ValidationError
 
 from tunesmith import __version__
 from tunesmith.client.connection import Endpoint
@@ -30,6 +30,7 @@ PAGE = 200
 REPEATABLE = frozenset({"GET", "HEAD", "PUT", "PATCH", "DELETE"})
 NOT_SENT = (httpx2.ConnectError, httpx2.ConnectTimeout, httpx2.PoolTimeout)
 
+DOCUMENT = TypeAdapter(dict[str, Any])
 Model = TypeVar("Model", bound=BaseModel)
 Query = Mapping[str, Any]
 
@@ -92,10 +93,9 @@ class Wire:
         if not answer.content:
             return {}
         try:
-            document = json.loads(answer.content)
-        except ValueError as error:
+            return DOCUMENT.validate_json(answer.content)
+        except ValidationError as error:
             raise unreadable(self.endpoint.url) from error
-        return document if isinstance(document, dict) else {"value": document}
 
     def send(
         self,
@@ -169,7 +169,11 @@ class Wire:
             headers = {"Accept": "text/event-stream", "Last-Event-ID": str(after)}
             try:
                 with self.stream(f"/api/jobs/{job_id}/events", query={"after": after}, headers=headers) as answer:
+                    if answer.status_code == 204:  # the job is over, and all of it was told
+                        return
                     for message in httpx2.EventSource(answer):
+                        if message.event == "end":
+                            return
                         found = read_event(message.data)
                         if found is None or found.number <= after:
                             continue
@@ -178,7 +182,9 @@ class Wire:
                         if is_last(found.event):
                             return
             except httpx2.ReadTimeout:
-                continue  # nothing happened for a minute
+                continue  # not even a sign of life for a minute
+            except httpx2.SSEError as error:
+                raise unreadable(self.endpoint.url) from error
             except httpx2.TransportError as error:
                 failures += 1
                 if failures > len(RETRY_SECONDS):
