@@ -42,6 +42,13 @@ def read_request(values: Mapping[str, Any]) -> FinetuneRequest:
     return _validated(FinetuneRequest, dict(values), shown=values)
 
 
+def read_flat(values: Mapping[str, Any]) -> tuple[FinetuneRequest, TrainingSettings]:
+    """Request and settings from one flat object, as a REST body is. Raises UsageFault, for unknown fields too."""
+    asked = {name: value for name, value in values.items() if name in FinetuneRequest.model_fields}
+    rest = {name: value for name, value in values.items() if name not in asked}
+    return _validated(FinetuneRequest, asked, shown=values), _validated(TrainingSettings, rest, shown=values)
+
+
 def read_columns(texts: list[str]) -> dict[str, str]:
     """`prompt=question,completion=answer`, in one option or several. Raises UsageFault."""
     columns: dict[str, str] = {}

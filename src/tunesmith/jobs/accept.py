@@ -1,0 +1,152 @@
+"""Accepts a job into the queue, and prepares it when its turn has come.
+
+In: a request and settings as somebody sent them. Out: a job in state ACCEPTED, durable with the caller's transaction;
+what takes longer than a look (inspecting the model, counting tokens, planning) happens at its start, in phase
+`preparing`. A refusal there is the job's failure.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import sqlalchemy as sa
+
+from tunesmith.catalog.idempotency import recall, remember
+from tunesmith.files import json_bytes
+from tunesmith.jobs.finetune import default_version_set, find_datasets, lineage_of, prepare_job, write_folder
+from tunesmith.jobs.models import find_model
+from tunesmith.jobs.records import new_job_id, now
+from tunesmith.jobs.settings import read_flat, refuse_not_built
+from tunesmith.jobs.state import State
+from tunesmith.jobs.store import Lease, NewJob
+from tunesmith.jobs.supervisor import StopWish
+from tunesmith.spec.catalog import DEFAULT_PROJECT, LOCAL_USER
+from tunesmith.spec.datasets import Notice
+from tunesmith.spec.jobs import JobRecord
+from tunesmith.spec.metrics import NoticeEvent
+from tunesmith.spec.requests import FinetuneRequest
+from tunesmith.spec.training import TrainingSettings
+from tunesmith.storage.locations import local_path
+
+ROUTE = "POST /api/jobs"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Submission:
+    """What is submitted, by whom, and how it is to be queued."""
+
+    request: FinetuneRequest
+    settings: TrainingSettings
+    project: str = DEFAULT_PROJECT
+    submitted_by: str = LOCAL_USER
+    priority: int = 0
+    run_limit_seconds: int | None = None
+
+    def sha256(self) -> str:
+        """Equal for equal wishes, however they were written."""
+        told = {"request": self.request.as_json(), "settings": self.settings.as_json(), "project": self.project}
+        told |= {"priority": self.priority, "run_limit_seconds": self.run_limit_seconds}
+        return hashlib.sha256(json_bytes(told)).hexdigest()
+
+
+def check_submission(submission: Submission, *, state: State) -> NewJob:
+    """What can be refused at a look: values not built yet, a model or a dataset that is not there.
+
+    Raises InputRefused, MachineCannot. Touches no database.
+    """
+    request = submission.request
+    refuse_not_built(request, submission.settings)
+    model = find_model(request.model)
+    find_datasets(request)
+    results = local_path(request.results, field="results").as_uri() if request.results is not None else None
+    return NewJob(
+        job_id=new_job_id(),
+        request=request,
+        settings=submission.settings,
+        version_set=request.version_set or default_version_set(model.name, request.dataset),
+        results_uri=results,
+        results_root=state.home.results,
+        base_name=model.name,
+        project=submission.project,
+        submitted_by=submission.submitted_by,
+        priority=submission.priority,
+        run_limit_seconds=submission.run_limit_seconds,
+    )
+
+
+def submit(
+    connection: sa.Connection, submission: Submission, new: NewJob, *, state: State, key: str | None = None
+) -> tuple[JobRecord, bool]:
+    """The accepted job, and whether it is new: with a key that was used before it is the earlier request's job.
+
+    new: from `check_submission`. Run it inside `database.write_grouped`. Raises Conflict (IDEMPOTENCY_KEY_REUSED).
+    """
+    wish = {"actor": submission.submitted_by, "route": ROUTE, "body_sha256": submission.sha256()}
+    made = recall(connection, key=key, **wish) if key is not None else None
+    if made is not None:
+        return state.jobs.read(made, connection=connection), False
+    record = state.jobs.insert(connection, new, above=state.highest_result(new.version_set))
+    if key is not None:
+        remember(connection, key=key, object_id=record.job_id, **wish)
+    return record, True
+
+
+def cloned(job_id: str, *, state: State, overrides: Mapping[str, Any]) -> Submission:
+    """What makes the same job again, with some fields of the request or the settings changed.
+
+    Raises Unknown, UsageFault for a field or a value that there is not.
+    """
+    record = state.jobs.read(job_id)
+    request, settings = state.jobs.asked(job_id)
+    values: dict[str, Any] = request.model_dump() | settings.model_dump() | dict(overrides)
+    changed_request, changed_settings = read_flat(values)
+    return Submission(
+        request=changed_request,
+        settings=changed_settings,
+        project=record.project,
+        priority=record.priority,
+        run_limit_seconds=record.run_limit_seconds,
+    )
+
+
+def submission_notices(request: FinetuneRequest) -> list[Notice]:
+    """What is said of a request itself, before anything was looked at."""
+    if request.log is not None:
+        return []
+    return [
+        Notice(
+            code="LOG_RECOMMENDED",
+            message="No log was chosen: the job's output is kept in a file of its own, for as long as its folder.",
+            hint="A named log (`tunesmith log create`, then --log NAME) is recommended: it has a retention of its own.",
+        )
+    ]
+
+
+def prepare_accepted(
+    lease: Lease, record: JobRecord, *, state: State, environment: Mapping[str, str], wish: StopWish
+) -> JobRecord:
+    """Inspect, plan, write the folder, say what must be said before the start. Raises what `prepare_job` refuses."""
+    request, settings = state.jobs.asked(record.job_id)
+    prepared = prepare_job(
+        request,
+        settings,
+        state=state,
+        environment=environment,
+        progress=_untold,
+        job_id=record.job_id,
+        is_unwanted=lambda: wish.is_wanted,
+    )
+    # those of the dataset are told by the worker, whoever starts it
+    about_model = [Notice(code="MODEL", message=message) for message in prepared.facts.notices]
+    told = [*submission_notices(request), *about_model, *prepared.plan.notices]
+    events = [NoticeEvent(time=now(), code=each.code, message=each.message, hint=each.hint) for each in told]
+    state.jobs.describe_version(lease, lineage=lineage_of(prepared))
+    write_folder(prepared, record, state=state)
+    return state.jobs.say(lease, *events)
+
+
+def _untold(_what: str) -> None:
+    """The phase `preparing` tells enough."""
