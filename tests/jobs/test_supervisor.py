@@ -12,17 +12,25 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import sqlalchemy as sa
 
-from tunesmith.errors import InputRefused, JobFailed, MachineCannot
+from tests.jobs.conftest import submit_job
+from tunesmith.errors import InputRefused, JobFailed, MachineCannot, TunesmithError
 from tunesmith.jobs.events import read_history
 from tunesmith.jobs.home import Home
 from tunesmith.jobs.launcher import is_running, process_clock, process_started_at
 from tunesmith.jobs.records import JobFolder
 from tunesmith.jobs.state import State, open_state
-from tunesmith.jobs.store import JobStore, Lease, this_process
+from tunesmith.jobs.store import JobStore, Lease, LeaseLost, this_process
 from tunesmith.jobs.supervisor import Ended, Ending, StopWish, run_job
+from tunesmith.jobs.wishes import cancel, pause, resume
+from tunesmith.spec.artifacts import Manifest
+from tunesmith.spec.catalog import VersionMetrics
 from tunesmith.spec.jobs import JobRecord, JobState
 from tunesmith.spec.metrics import AnyEvent
+from tunesmith.spec.verdict import Verdict
+from tunesmith.storage.publish import publish
+from tunesmith.storage.tables import JOBS, MODEL_VERSIONS
 
 Worker = Callable[[str], Callable[[Path], list[str]]]
 PATIENCE_SECONDS = 20
@@ -312,3 +320,305 @@ def test_history_counts_the_last_report_of_an_epoch(job: JobFolder, worker: Work
     history = read_history(state_of(job).jobs, job.job_id)
     assert sorted(history.epochs) == [0, 1]
     assert history.attempts == 2
+
+
+def version_of(job: JobFolder) -> sa.Row[Any]:
+    with state_of(job).database.read() as connection:
+        return connection.execute(sa.select(MODEL_VERSIONS).where(MODEL_VERSIONS.c.job_id == job.job_id)).one()
+
+
+def in_the_background(work: Callable[[], object]) -> threading.Thread:
+    thread = threading.Thread(target=work)
+    thread.start()
+    return thread
+
+
+def is_gone(pid: int) -> bool:
+    end = time.monotonic() + PATIENCE_SECONDS
+    while is_running(pid, started_at=None):
+        if time.monotonic() > end:
+            return False
+        time.sleep(0.01)
+    return True
+
+
+def test_success_makes_the_model_version_active_with_its_evidence(
+    job: JobFolder, worker: Worker, tmp_path: Path
+) -> None:
+    assert version_of(job).state == "CREATING"
+    run(job, worker("works"))
+    version = version_of(job)
+    assert (version.state, version.artifact_uri) == ("ACTIVE", (tmp_path / "results").as_uri())
+    metrics = VersionMetrics.model_validate_json(version.metrics)
+    assert [epoch.epoch for epoch in metrics.epochs] == [0, 1] and metrics.best_epoch == 1
+    assert metrics.rows is not None and metrics.rows.training == 90
+    assert Manifest.model_validate_json(version.manifest).job_id == job.job_id
+    assert Verdict.model_validate_json(version.verdict).outcome == "improved"
+
+
+def test_the_version_of_a_failed_job_is_failed_and_never_active(job: JobFolder, worker: Worker) -> None:
+    run(job, worker("not usable"))
+    version = version_of(job)
+    assert version.state == "FAILED" and version.artifact_uri is not None
+
+
+def test_the_metrics_of_an_epoch_stand_at_the_version_before_the_job_ends(job: JobFolder, worker: Worker) -> None:
+    def fail(*_: object) -> None:
+        raise OSError(errno.ENOSPC, "full")
+
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setattr("tunesmith.jobs.supervisor.publish", fail)
+        run(job, worker("works"))
+    version = version_of(job)
+    assert version.state == "CREATING"
+    assert [epoch.epoch for epoch in VersionMetrics.model_validate_json(version.metrics).epochs] == [0, 1]
+
+
+def test_the_log_tells_every_state_and_what_control_did(job: JobFolder, worker: Worker) -> None:
+    run(job, worker("dies once"))
+    events = [each.event for each in state_of(job).jobs.events(job.job_id)]
+    assert [event.state for event in events if event.kind == "state"] == ["ACCEPTED", "IN_PROGRESS", "SUCCEEDED"]
+    assert events[-1].kind == "state"
+    assert "publishing" in [event.phase for event in events if event.kind == "phase"]
+    own = job.events.read_text()
+    assert "WORKER_RESTARTED" not in own and "publishing" not in own, "the worker's file is the worker's alone"
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("behaviour", "longest"), [("waits", 4), ("waits and ignores", 10)])
+def test_a_canceled_job_ends_soon_and_leaves_no_process(
+    job: JobFolder, worker: Worker, behaviour: str, longest: float
+) -> None:
+    asked: list[float] = []
+
+    def cancel_it() -> None:
+        wait_for(job.path / "ready")
+        asked.append(time.monotonic())
+        cancel(state_of(job).jobs, job.job_id)
+
+    thread = in_the_background(cancel_it)
+    pids: list[int] = []
+    ended = run_job(
+        job, state=state_of(job), environment=os.environ, wish=StopWish(), command=worker(behaviour),
+        on_event=lambda event: pids.append(event.pid) if event.kind == "attempt" else None,
+    )  # fmt: skip
+    took = time.monotonic() - asked[0]
+    thread.join()
+    assert ended.ending is Ending.CANCELED and ended.error is not None and ended.error.code == "CANCELED"
+    assert took < longest
+    assert is_gone(pids[0])
+    assert read_record(job).state is JobState.CANCELED and version_of(job).state == "CANCELED"
+    again, _ = run(job, worker("works"))
+    assert again.ending is Ending.CANCELED and again.result.state is JobState.CANCELED
+
+
+def test_a_job_that_was_canceled_while_nobody_watched_it_loses_its_worker(job: JobFolder, worker: Worker) -> None:
+    supervisor = supervise_in_a_process(job, worker("waits")(job.job_file))
+    wait_for(job.path / "ready")
+    supervisor.kill()
+    supervisor.wait()
+    assert cancel(state_of(job).jobs, job.job_id).state is JobState.CANCELING
+    pid = read_record(job).worker_pid
+    ended, _ = run(job, worker("works"))
+    assert ended.ending is Ending.CANCELED
+    assert pid is not None and is_gone(pid)
+
+
+def test_a_paused_job_checkpoints_and_waits_until_it_is_resumed(job: JobFolder, worker: Worker) -> None:
+    def pause_it() -> None:
+        wait_for(job.path / "ready")
+        pause(state_of(job).jobs, job.job_id)
+
+    thread = in_the_background(pause_it)
+    ended, _ = run(job, worker("waits"))
+    thread.join()
+    assert ended.ending is Ending.STOPPED and ended.error is not None and ended.error.code == "PAUSED"
+    record = read_record(job)
+    assert (record.phase, record.is_paused, record.worker_pid, record.retry_at) == ("waiting", True, None, None)
+    still, _ = run(job, worker("refuses"))
+    assert still.ending is Ending.STOPPED, "it waits for who paused it"
+    (job.path / "go").touch()
+    resume(state_of(job).jobs, job.job_id)
+    assert run(job, worker("waits"))[0].ending is Ending.SUCCEEDED
+
+
+def test_a_job_paused_before_its_start_starts_no_worker(job: JobFolder, worker: Worker) -> None:
+    pause(state_of(job).jobs, job.job_id)
+    ended, _ = run(job, worker("works"))
+    assert ended.ending is Ending.STOPPED and read_record(job).state is JobState.ACCEPTED
+    assert not (job.path / "starts").exists()
+
+
+def test_the_run_limit_counts_the_workers_of_all_attempts(job: JobFolder, worker: Worker) -> None:
+    state = state_of(job)
+    with state.database.write() as connection:
+        connection.execute(JOBS.update().values(run_limit_seconds=100, run_seconds=99.7))
+    ended, _ = run(job, worker("waits"))
+    assert ended.ending is Ending.FAILED
+    assert type(ended.error) is JobFailed and ended.error.code == "RUN_LIMIT"
+    assert read_record(job).run_seconds >= 100
+
+
+def test_the_time_of_each_attempt_is_added_up(job: JobFolder, worker: Worker) -> None:
+    run(job, worker("dies once"))
+    assert 0 < read_record(job).run_seconds < PATIENCE_SECONDS
+
+
+def test_a_supervisor_that_is_told_to_go_leaves_the_worker_to_the_next(job: JobFolder, worker: Worker) -> None:
+    wish = StopWish()
+
+    def go() -> None:
+        wait_for(job.path / "ready")
+        wish.is_leaving = True
+
+    thread = in_the_background(go)
+    ended, _ = run(job, worker("waits"), wish)
+    thread.join()
+    assert ended.ending is Ending.LEFT and ended.error is None
+    record = read_record(job)
+    assert record.worker_pid is not None and is_running(record.worker_pid, started_at=record.worker_started_at)
+    (job.path / "go").touch()
+    assert run(job, worker("refuses"))[0].ending is Ending.SUCCEEDED
+    assert (job.path / "starts").read_text() == "x"
+
+
+@pytest.mark.slow
+def test_a_supervisor_that_lost_its_lease_leaves_the_worker_alone(job: JobFolder, worker: Worker) -> None:
+    def take_it() -> None:
+        wait_for(job.path / "ready")
+        with state_of(job).database.write() as connection:
+            connection.execute(JOBS.update().values(lease_until=0.0))
+        state_of(job).jobs.acquire(job.job_id, owner="elsewhere/1/1.0")
+
+    thread = in_the_background(take_it)
+    with pytest.raises(LeaseLost):
+        run(job, worker("waits"))
+    thread.join()
+    record = read_record(job)
+    assert record.worker_pid is not None and is_running(record.worker_pid, started_at=record.worker_started_at)
+    (job.path / "go").touch()
+    assert is_gone(record.worker_pid)
+
+
+@pytest.mark.slow
+def test_the_heartbeat_keeps_the_lease_while_a_publishing_takes_long(
+    job: JobFolder, worker: Worker, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("tunesmith.jobs.store.LEASE_SECONDS", 1.0)
+    monkeypatch.setattr("tunesmith.jobs.supervisor.BEAT_SECONDS", 0.2)
+    busy: list[str] = []
+
+    def slowly(artifact: Path, target: Path) -> None:
+        time.sleep(2)
+        with pytest.raises(MachineCannot) as caught:
+            state_of(job).jobs.acquire(job.job_id, owner="elsewhere/1/1.0")
+        busy.append(caught.value.code)
+        publish(artifact, target)
+
+    monkeypatch.setattr("tunesmith.jobs.supervisor.publish", slowly)
+    assert run(job, worker("works"))[0].ending is Ending.SUCCEEDED
+    assert busy == ["JOB_BUSY"]
+
+
+@pytest.fixture
+def queued(state: State, tmp_path: Path) -> JobFolder:
+    return submit_job(state, results=tmp_path / "results", is_foreground=False)
+
+
+def test_a_job_of_the_queue_tries_again_later_and_later(queued: JobFolder, worker: Worker) -> None:
+    def full(*_: object) -> None:
+        raise MachineCannot("DISK_FULL", "The disk is full.", hint="Free some space.")
+
+    waits: list[float] = []
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setattr("tunesmith.jobs.supervisor.publish", full)
+        for _ in range(8):
+            ended, _ = run(queued, worker("works"))
+            assert ended.ending is Ending.WAITING
+            waits.append((read_record(queued).retry_at or 0) - time.time())
+    for seconds, wait in zip([5, 10, 20, 40, 80, 160, 300, 300], waits, strict=True):
+        assert seconds * 0.7 < wait <= seconds * 1.21
+    assert run(queued, worker("works"))[0].ending is Ending.SUCCEEDED
+    assert read_record(queued).retry_at is None
+
+
+def test_what_only_a_person_can_mend_is_not_tried_again(queued: JobFolder, worker: Worker, tmp_path: Path) -> None:
+    (tmp_path / "results").mkdir()
+    (tmp_path / "results" / "other").touch()
+    ended, _ = run(queued, worker("works"))
+    assert ended.ending is Ending.WAITING and ended.error is not None and ended.error.code == "RESULTS_NOT_EMPTY"
+    record = read_record(queued)
+    assert (record.phase, record.retry_at) == ("waiting", None) and "not empty" in (record.waiting_reason or "")
+
+
+def unprepared(job: JobFolder) -> Path:
+    """Take the job's folder away, as it is before a job of the queue was prepared."""
+    return job.path.rename(job.path.parents[2] / "folder")
+
+
+def test_a_job_that_was_submitted_before_it_was_inspected_is_prepared_first(queued: JobFolder, worker: Worker) -> None:
+    kept = unprepared(queued)
+
+    def prepare(lease: Lease, record: JobRecord) -> JobRecord:
+        assert (lease.job_id, record.phase) == (queued.job_id, "preparing")
+        kept.rename(queued.path)
+        return record
+
+    ended, heard = run(queued, worker("works"), prepare=prepare)
+    assert ended.ending is Ending.SUCCEEDED
+    assert next(event.phase for event in heard if event.kind == "phase") == "preparing"
+    again, _ = run(queued, worker("works"), prepare=prepare)
+    assert again.result == ended.result
+
+
+def test_a_refusal_while_preparing_is_the_jobs_failure(queued: JobFolder, worker: Worker) -> None:
+    unprepared(queued)
+
+    def prepare(lease: Lease, record: JobRecord) -> JobRecord:
+        raise InputRefused("NOT_FINITE", "rows.jsonl line 3: NaN.", field="line 3")
+
+    ended, heard = run(queued, worker("works"), prepare=prepare)
+    assert ended.ending is Ending.FAILED and type(ended.error) is InputRefused
+    assert ended.result.rows is None and ended.result.failure is not None
+    assert [event.error["code"] for event in heard if event.kind == "failure"] == ["NOT_FINITE"]
+    assert version_of(queued).state == "FAILED"
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("heeds", [True, False])
+def test_a_job_can_be_canceled_while_it_is_prepared(queued: JobFolder, worker: Worker, heeds: bool) -> None:
+    unprepared(queued)
+    wish, over = StopWish(), threading.Event()
+
+    def prepare(lease: Lease, record: JobRecord) -> JobRecord:
+        cancel(state_of(queued).jobs, record.job_id)
+        while not over.is_set() and not (heeds and wish.is_wanted):
+            time.sleep(0.01)
+        raise TunesmithError("INTERRUPTED", "Stopped.")
+
+    ended, _ = run(queued, worker("works"), wish, prepare=prepare)
+    over.set()
+    assert ended.ending is Ending.CANCELED
+
+
+def test_a_full_disk_for_the_database_leaves_the_job_resumable(
+    job: JobFolder, worker: Worker, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The database's own fault, as SQLite raises it when a page cannot be added."""
+    real = JobStore.take_over
+
+    def full(store: JobStore, lease: Lease, file: Path) -> Any:
+        real(store, lease, file)
+        with store.database.write() as connection:
+            pages = connection.exec_driver_sql("PRAGMA page_count").scalar_one()
+            connection.exec_driver_sql(f"PRAGMA max_page_count = {pages}")
+            connection.exec_driver_sql("CREATE TABLE filler (x)")
+            connection.exec_driver_sql("INSERT INTO filler VALUES (zeroblob(10000000))")
+
+    with monkeypatch.context() as patched:
+        patched.setattr(JobStore, "take_over", full)
+        ended, _ = run(job, worker("waits"))
+    assert ended.ending is Ending.WAITING and ended.error is not None and ended.error.code == "DISK_FULL"
+    (job.path / "go").touch()
+    again, _ = run(job, worker("waits"))
+    assert again.ending is Ending.SUCCEEDED and again.result.failure is None
