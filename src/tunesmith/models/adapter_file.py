@@ -26,7 +26,7 @@ from tunesmith.models.lora import (
     linear_modules,
     lora_modules,
 )
-from tunesmith.models.tensor_file import open_regular, read_header, write_tensors
+from tunesmith.models.tensor_file import TensorFile, open_regular, read_header, write_tensors
 from tunesmith.spec.models import ModelFacts
 from tunesmith.spec.training import TrainingSettings
 
@@ -94,8 +94,7 @@ def load_adapter(folder: Path, model: nn.Module, *, base: ModelFacts | None = No
     base: the facts of the model, whose digest is compared where the file has one. Raises InputRefused for an adapter
     that fits another base, MachineCannot for a kind that we do not compute.
     """
-    config = _read_config(folder / CONFIG_NAME)
-    header = read_header(folder / WEIGHTS_NAME)
+    config, header = _read_config(folder / CONFIG_NAME), read_header(folder / WEIGHTS_NAME)
     trained_on = header.metadata.get(BASE_DIGEST_KEY)
     if base is not None and trained_on is not None and trained_on != base.digest:
         raise InputRefused(
@@ -104,10 +103,7 @@ def load_adapter(folder: Path, model: nn.Module, *, base: ModelFacts | None = No
             f"this model has {base.digest[:12]}….",
             field=WEIGHTS_NAME,
         )
-    for name in header.tensors:
-        if not name.startswith(_PREFIX):
-            raise InputRefused("BROKEN_ADAPTER", f"{name[:200]!r} is not a PEFT tensor name.", field=WEIGHTS_NAME)
-    shapes = {name.removeprefix(_PREFIX): entry.shape for name, entry in header.tensors.items()}
+    shapes = _shapes_of(header)
     settings = _settings_of(config, shapes)
     if not lora_modules(model):
         known = linear_modules(model)
@@ -122,6 +118,18 @@ def load_adapter(folder: Path, model: nn.Module, *, base: ModelFacts | None = No
         raise _misfit(f"{len(set(parameters) ^ set(shapes))} tensors differ from the adapter in memory")
     _copy_into(parameters, folder / WEIGHTS_NAME)
     return lora_modules(model)
+
+
+def adapter_settings(folder: Path) -> TrainingSettings:
+    """The form of a saved adapter: rank, alpha, kind, and its modules by their full names. Raises InputRefused."""
+    return _settings_of(_read_config(folder / CONFIG_NAME), _shapes_of(read_header(folder / WEIGHTS_NAME)))
+
+
+def _shapes_of(header: TensorFile) -> dict[str, tuple[int, ...]]:
+    for name in header.tensors:
+        if not name.startswith(_PREFIX):
+            raise InputRefused("BROKEN_ADAPTER", f"{name[:200]!r} is not a PEFT tensor name.", field=WEIGHTS_NAME)
+    return {name.removeprefix(_PREFIX): entry.shape for name, entry in header.tensors.items()}
 
 
 def _copy_into(parameters: dict[str, nn.Parameter], path: Path) -> None:

@@ -38,6 +38,14 @@ MOVES: dict[JobState, frozenset[JobState]] = {
 FINAL_STATES = frozenset(state for state, moves in MOVES.items() if not moves)
 
 
+class InitialAdapter(Spec):
+    """The adapter of a model version that training goes on from."""
+
+    model_version: str
+    folder: str = Field(description="A local folder with the adapter's two files.")
+    sha256: str = Field(description="Of its adapter_model.safetensors.")
+
+
 class JobFile(Spec):
     """`job.json`: all that a training worker needs, nothing left open. Its folder is the run's folder.
 
@@ -52,6 +60,7 @@ class JobFile(Spec):
     created_at: str
     base: ModelFacts
     datasets: list[DatasetInput]
+    initial_adapter: InitialAdapter | None = Field(None, description="None: a new adapter, which changes nothing yet.")
     cache_folder: str = Field(description="Token caches live here, keyed by all that touches tokens.")
     settings: TrainingSettings
     plan_reasons: dict[str, str] = Field(default_factory=dict, description="Setting -> why the plan chose its value.")

@@ -54,6 +54,7 @@ from tunesmith.train.evaluation import RowScores, score_rows, training_sample
 from tunesmith.train.events import EVENTS_NAME, EventLog, now
 from tunesmith.train.evidence import collect_verdict
 from tunesmith.train.optimizer import FlatAdamW
+from tunesmith.train.parent import load_parent
 from tunesmith.train.step import StepOutcome, train_step
 from tunesmith.versions import numeric_versions
 
@@ -143,6 +144,9 @@ class Run:
         self._load()
         if found is not None:
             self._resume(found)
+        elif self.job.initial_adapter is not None:
+            load_parent(self.job.initial_adapter, self.model, settings=self.settings, base=self.job.base)
+            self.notice("CONTINUED", f"Training goes on from the adapter of {self.job.initial_adapter.model_version}.")
         self.sample_rows = training_sample(
             len(self.prepared.training), len(self.prepared.validation or ()), seed=self.settings.seed
         )

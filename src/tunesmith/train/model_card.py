@@ -90,6 +90,11 @@ def model_card(job: JobFile, *, prepared: Preparation, evidence: Evidence) -> st
         f"- adapter: {settings.adapter}, rank {settings.lora_rank}, alpha {settings.lora_alpha:g} "
         f"(scaling {scaling(settings):g}), dropout {settings.lora_dropout:g}, "
         f"target modules {_plain(_targets(settings.target_modules))}",
+        *(
+            [f"- went on from the adapter of {_plain(job.initial_adapter.model_version)}"]
+            if job.initial_adapter is not None
+            else []
+        ),
         f"- {settings.epochs} epoch(s) asked for, {settings.global_batch_size} rows a step, "
         f"AdamW at {settings.learning_rate:g} ({settings.learning_rate_schedule}), seed {settings.seed}, "
         f"{settings.precision}",
