@@ -9,6 +9,7 @@ import pytest
 
 from tunesmith.jobs import launcher
 from tunesmith.jobs.launcher import (
+    Standby,
     exit_code,
     is_running,
     machine_is_idle,
@@ -23,7 +24,7 @@ def test_credentials_and_hijacking_variables_do_not_reach_a_worker() -> None:
         "AWS_SECRET_ACCESS_KEY": "x", "HF_TOKEN": "x", "TUNESMITH_TOKEN": "x", "PYTHONPATH": "/evil", "LD_PRELOAD": "x",
         "PYTHONSTARTUP": "x", "PYTHONHOME": "x", "HTTPS_PROXY": "x", "LD_LIBRARY_PATH": "/evil", "GITHUB_TOKEN": "x",
     }  # fmt: skip
-    assert not set(secrets) & set(worker_environment(secrets, needs_cuda=False))
+    assert not set(secrets) & set(worker_environment(secrets, needs_cuda=False, is_idle=True))
 
 
 def test_what_a_worker_needs_is_kept() -> None:
@@ -31,20 +32,19 @@ def test_what_a_worker_needs_is_kept() -> None:
         "PATH": "/bin", "HOME": "/h", "LC_ALL": "C", "TMPDIR": "/t", "TUNESMITH_HOME": "/s", "OMP_NUM_THREADS": "2",
         "CUDA_VISIBLE_DEVICES": "1", "TRITON_CACHE_DIR": "/c",
     }  # fmt: skip
-    environment = worker_environment(needed | {"LD_LIBRARY_PATH": "/cuda"}, needs_cuda=True)
+    environment = worker_environment(needed | {"LD_LIBRARY_PATH": "/cuda"}, needs_cuda=True, is_idle=True)
     assert needed.items() <= environment.items()
     assert environment["HF_HUB_OFFLINE"] == "1" and environment["LD_LIBRARY_PATH"] == "/cuda"
 
 
-def test_waiting_threads_sleep_on_a_busy_machine_unless_the_user_says_otherwise(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    monkeypatch.setattr(launcher, "machine_is_idle", lambda: True)
-    assert "OMP_WAIT_POLICY" not in worker_environment({}, needs_cuda=False)
-    monkeypatch.setattr(launcher, "machine_is_idle", lambda: False)
-    assert worker_environment({}, needs_cuda=False)["OMP_WAIT_POLICY"] == "PASSIVE"
-    assert worker_environment({"OMP_WAIT_POLICY": "ACTIVE"}, needs_cuda=False)["OMP_WAIT_POLICY"] == "ACTIVE"
-    assert "OMP_WAIT_POLICY" not in worker_environment({"GOMP_SPINCOUNT": "9"}, needs_cuda=False)
+def test_waiting_threads_sleep_on_a_busy_machine_unless_the_user_says_otherwise() -> None:
+    def wait_policy(environment: dict[str, str], *, is_idle: bool) -> str | None:
+        return worker_environment(environment, needs_cuda=False, is_idle=is_idle).get("OMP_WAIT_POLICY")
+
+    assert wait_policy({}, is_idle=True) is None
+    assert wait_policy({}, is_idle=False) == "PASSIVE"
+    assert wait_policy({"OMP_WAIT_POLICY": "ACTIVE"}, is_idle=False) == "ACTIVE"
+    assert wait_policy({"GOMP_SPINCOUNT": "9"}, is_idle=False) is None
 
 
 @pytest.mark.parametrize(("idle", "busy", "is_idle"), [(90, 10, True), (30, 70, False), (0, 0, False)])
@@ -70,10 +70,52 @@ def test_a_module_in_the_jobs_folder_is_not_imported(tmp_path: Path) -> None:
         [sys.executable, "-P", "-c", "import json, os; print(os.getcwd())"],
         folder=tmp_path,
         log=tmp_path / "logs" / "worker.log",
-        environment=worker_environment(os.environ, needs_cuda=False),
+        environment=worker_environment(os.environ, needs_cuda=False, is_idle=True),
     )
     end = time.monotonic() + 20
     while is_running(pid, started_at=None) and time.monotonic() < end:
         time.sleep(0.01)
     assert exit_code(pid) == 0
     assert (tmp_path / "logs" / "worker.log").read_text().strip() == str(tmp_path)
+
+
+def stand_in(monkeypatch: pytest.MonkeyPatch, program: str) -> None:
+    monkeypatch.setattr(launcher, "worker_command", lambda *_: [sys.executable, "-c", program])
+
+
+def test_a_worker_that_stands_by_gets_its_job_and_outlives_the_block(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    stand_in(monkeypatch, "import json; given = json.loads(input()); open(given['log'], 'w').write(given['job_file'])")
+    with Standby(os.environ, folder=tmp_path) as standby:
+        standby.start(needs_cuda=False)
+        pid = standby.take(tmp_path / "job.json", log=tmp_path / "worker.log")
+        assert standby.take(tmp_path / "other.json", log=tmp_path / "worker.log") is None, "it has one job to give"
+    assert pid is not None
+    end = time.monotonic() + 20
+    while is_running(pid, started_at=None) and time.monotonic() < end:
+        time.sleep(0.01)
+    assert exit_code(pid) == 0
+    assert (tmp_path / "worker.log").read_text() == str(tmp_path / "job.json")
+
+
+def test_a_worker_that_stood_by_in_vain_is_gone_after_the_block(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    stand_in(monkeypatch, "import os; open('new', 'w').write(str(os.getpid())); os.rename('new', 'pid'); input()")
+    with Standby(os.environ, folder=tmp_path) as standby:
+        standby.start(needs_cuda=False)
+        end = time.monotonic() + 20
+        while not (tmp_path / "pid").exists() and time.monotonic() < end:
+            time.sleep(0.01)
+    assert not is_running(int((tmp_path / "pid").read_text()), started_at=None)
+
+
+def test_a_worker_that_died_while_standing_by_is_not_given_a_job(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    stand_in(monkeypatch, "raise SystemExit(1)")
+    with Standby(os.environ, folder=tmp_path) as standby:
+        standby.start(needs_cuda=False)
+        time.sleep(0.5)
+        assert standby.take(tmp_path / "job.json", log=tmp_path / "worker.log") is None

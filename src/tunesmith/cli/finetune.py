@@ -13,6 +13,7 @@ from tunesmith.cli.output import Output
 from tunesmith.cli.report import Reporter, duration, gigabytes
 from tunesmith.jobs.finetune import PreparedJob, prepare_job, submit
 from tunesmith.jobs.home import open_home
+from tunesmith.jobs.launcher import Standby
 from tunesmith.jobs.state import open_state
 
 app = typer.Typer(rich_markup_mode=None, pretty_exceptions_enable=False, add_completion=False)
@@ -32,20 +33,29 @@ def fine_tune(values: dict[str, Any], *, output: Output, next_command: str | Non
     request, settings = read_run(values)
     state = open_state(open_home(os.environ))
     reporter = Reporter(output)
-    with reporter:
-        prepared = prepare_job(request, settings, state=state, environment=os.environ, progress=reporter.progress)
-        tell_start(prepared, reporter=reporter)
+    with Standby(os.environ, folder=state.home.root) as standby:
+        with reporter:
+            prepared = prepare_job(
+                request,
+                settings,
+                state=state,
+                environment=os.environ,
+                progress=reporter.progress,
+                on_machine=lambda machine: standby.start(needs_cuda=machine.device == "cuda"),
+            )
+            tell_start(prepared, reporter=reporter)
 
-    # here, because the supervisor imports the database: by now that was done while the inspect worker ran
-    from tunesmith.cli.running import run_in_foreground
+        # here, because the supervisor imports the database: by now that was done while the inspect worker ran
+        from tunesmith.cli.running import run_in_foreground
 
-    return run_in_foreground(
-        lambda: submit(prepared, state=state, command=["tunesmith", *sys.argv[1:]]),
-        state=state,
-        output=output,
-        reporter=reporter,
-        next_command=next_command,
-    )
+        return run_in_foreground(
+            lambda: submit(prepared, state=state, command=["tunesmith", *sys.argv[1:]]),
+            state=state,
+            output=output,
+            reporter=reporter,
+            next_command=next_command,
+            standby=standby,
+        )
 
 
 def tell_start(prepared: PreparedJob, *, reporter: Reporter) -> None:

@@ -10,6 +10,7 @@ from urllib.parse import unquote, urlsplit
 from tunesmith.cli.app import EXIT_INTERRUPTED, exit_code_of
 from tunesmith.cli.output import Output
 from tunesmith.cli.report import Reporter, gigabytes, tell_samples, tell_verdict
+from tunesmith.jobs.launcher import Standby
 from tunesmith.jobs.records import JobFolder
 from tunesmith.jobs.state import State
 from tunesmith.jobs.supervisor import Ended, Ending, StopWish, listening_for_stop, run_job
@@ -23,6 +24,7 @@ def run_in_foreground(
     output: Output,
     reporter: Reporter,
     next_command: str | None = None,
+    standby: Standby | None = None,
 ) -> int:
     """Run the job that `find` makes or looks up; returns the exit code. Ctrl-C leaves it resumable."""
     wish = StopWish()
@@ -36,6 +38,7 @@ def run_in_foreground(
                 environment=os.environ,
                 on_event=reporter.event,
                 wish=wish,
+                standby=standby,
             )
     tell_ending(ended, output=output, reporter=reporter, next_command=next_command)
     if ended.ending is Ending.STOPPED:

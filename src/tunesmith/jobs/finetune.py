@@ -74,11 +74,12 @@ def prepare_job(
     with_previews: bool = False,
     job_id: str | None = None,
     is_unwanted: Callable[[], bool] = lambda: False,
+    on_machine: Callable[[Machine], None] = lambda _: None,
 ) -> PreparedJob:
     """Every check, the inspection and the plan. Raises the first refusal; leaves nothing but caches.
 
     job_id: of a job that was submitted before it was prepared. is_unwanted: asked now and then; once it says yes
-    this ends with INTERRUPTED.
+    this ends with INTERRUPTED. on_machine: told early, while the inspect worker runs.
     """
     home = state.home
     refuse_not_built(request, settings)
@@ -98,12 +99,13 @@ def prepare_job(
     # the worker looks at the model and counts tokens while the rows are checked here
     with Inspection(question, home=home, environment=environment, is_unwanted=is_unwanted) as inspection:
         progress("checking the rows")
+        machine = this_machine(environment)
+        refuse_precision(settings, machine)
+        on_machine(machine)
         _ = state.database  # opened here, while the inspect worker runs
         if target is not None:
             _refuse_promised(target, state=state, job_id=job_id)
         reports = [check_rows(dataset) for dataset in datasets]
-        machine = this_machine(environment)
-        refuse_precision(settings, machine)
         progress("inspecting the model and counting tokens")
         response = inspection.answer()
     assert response.facts is not None and response.preparation is not None and question.settings is not None

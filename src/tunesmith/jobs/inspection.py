@@ -94,7 +94,7 @@ class Inspection:
             self._process = subprocess.Popen(
                 worker_command(INSPECTOR, str(question)),
                 cwd=self._folder,
-                env=worker_environment(self._environment, needs_cuda=False),
+                env=worker_environment(self._environment, needs_cuda=False, is_idle=False),
                 stdin=subprocess.DEVNULL,
                 stdout=output,
                 stderr=log,

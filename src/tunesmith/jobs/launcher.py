@@ -7,12 +7,14 @@ that another supervisor started goes by pid and start time, because pids are use
 
 from __future__ import annotations
 
+import json
 import os
 import subprocess
 import sys
 import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Self
 
 KEPT_VARIABLES = frozenset(
     {
@@ -42,21 +44,21 @@ SET_VARIABLES = {
 WAIT_VARIABLES = ("OMP_WAIT_POLICY", "GOMP_SPINCOUNT", "KMP_BLOCKTIME")
 SLEEPING_THREADS = {"OMP_WAIT_POLICY": "PASSIVE"}
 IDLE_SHARE = 0.7  # of the processors' time, in the moment before a worker starts
-IDLE_SAMPLE_SECONDS = 0.15
+IDLE_SAMPLE_SECONDS = 0.1
 LINUX_PROCESSES = Path("/proc/self/stat")
 SAME_START_SECONDS = 0.005  # half a tick of the system's clock
 TRAINER = "tunesmith.train"
 INSPECTOR = "tunesmith.models.inspect"
 
 
-def worker_environment(environment: Mapping[str, str], *, needs_cuda: bool) -> dict[str, str]:
-    """The variables a worker gets. The library path is kept for a GPU's driver only."""
+def worker_environment(environment: Mapping[str, str], *, needs_cuda: bool, is_idle: bool) -> dict[str, str]:
+    """The variables a worker gets. The library path is kept for a GPU's driver only; is_idle: its threads may spin."""
     kept = {
         name: value
         for name, value in environment.items()
         if name in KEPT_VARIABLES or name.startswith(KEPT_PREFIXES) or (needs_cuda and name == "LD_LIBRARY_PATH")
     }
-    waiting = {} if kept.keys() & set(WAIT_VARIABLES) or machine_is_idle() else SLEEPING_THREADS
+    waiting = {} if is_idle or kept.keys() & set(WAIT_VARIABLES) else SLEEPING_THREADS
     return kept | SET_VARIABLES | waiting
 
 
@@ -99,6 +101,54 @@ def start_logged(command: Sequence[str], *, folder: Path, log: Path, environment
         )
     _children[process.pid] = process
     return process.pid
+
+
+class Standby:
+    """A training worker that imports what takes seconds while its job is still being checked and planned.
+
+    A context manager: a worker that got no job ends with the block.
+    """
+
+    def __init__(self, environment: Mapping[str, str], *, folder: Path) -> None:
+        self._environment = environment
+        self._folder = folder
+        self._is_idle = machine_is_idle()  # now, before our own checks keep the machine busy
+        self._process: subprocess.Popen[bytes] | None = None
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if self._process is not None:
+            with self._process as unwanted:
+                unwanted.kill()
+            self._process = None
+
+    def start(self, *, needs_cuda: bool) -> None:
+        self._process = subprocess.Popen(
+            worker_command(TRAINER, "-"),
+            cwd=self._folder,
+            env=worker_environment(self._environment, needs_cuda=needs_cuda, is_idle=self._is_idle),
+            stdin=subprocess.PIPE,
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.DEVNULL,
+            start_new_session=True,
+        )
+
+    def take(self, job_file: Path, *, log: Path) -> int | None:
+        """Give the worker its job; returns its pid. None without one: the caller starts another, which tells why."""
+        process, self._process = self._process, None
+        if process is None:
+            return None
+        assert process.stdin is not None
+        try:
+            with process.stdin as line:
+                line.write(json.dumps({"job_file": str(job_file), "log": str(log)}).encode() + b"\n")
+        except BrokenPipeError:
+            process.wait()
+            return None
+        _children[process.pid] = process
+        return process.pid
 
 
 _children: dict[int, subprocess.Popen[bytes]] = {}  # ours to reap; a followed worker is not among them

@@ -25,8 +25,10 @@ from tunesmith.errors import JobFailed, MachineCannot, TunesmithError, from_form
 from tunesmith.files import json_bytes
 from tunesmith.jobs.events import History, job_result, past_events, row_counts, version_metrics
 from tunesmith.jobs.launcher import (
+    Standby,
     exit_code,
     is_running,
+    machine_is_idle,
     process_clock,
     process_started_at,
     signal_worker,
@@ -132,6 +134,7 @@ class _Run:
     on_event: Callable[[AnyEvent], None]
     wish: StopWish
     command: Callable[[Path], list[str]]
+    standby: Standby | None
     history: History = field(default_factory=History)
     may_leave: bool = True
     _heard_bytes: int = -1
@@ -212,12 +215,13 @@ def run_job(
     wish: StopWish,
     command: Callable[[Path], list[str]] = train_command,
     prepare: Prepare | None = None,
+    standby: Standby | None = None,
 ) -> Ended:
     """Run the job to an ending, or to a wait. A finished job only tells its result again.
 
     on_event gets each event of the job once, in order, what is past first (of past steps the newest alone).
-    `command` starts the worker. `prepare` makes the folder of a job that was submitted before it was inspected; it
-    runs in a thread of its own, and should give up (with any TunesmithError) once `wish.is_wanted`.
+    `command` starts the worker, where none stands by. `prepare` makes the folder of a job that was submitted before it
+    was inspected; it runs in a thread of its own, and should give up (with any TunesmithError) once `wish.is_wanted`.
     Raises MachineCannot (JOB_BUSY) while another supervisor holds the job, LeaseLost when another one took it,
     Unknown (UNKNOWN_JOB).
     """
@@ -225,7 +229,7 @@ def run_job(
     if record.state in FINAL_STATES:
         return _told_again(folder, state, record)
     lease, record = state.jobs.acquire(folder.job_id, owner=this_process())
-    run = _Run(folder, state, lease, record, environment, on_event, wish, command)
+    run = _Run(folder, state, lease, record, environment, on_event, wish, command, standby)
     try:
         return _run(run, prepare)
     except _LeaveAlone:
@@ -409,13 +413,15 @@ def _start(run: _Run) -> int:
     run.history.failure = run.history.phase = None  # what an earlier attempt said is not this one's
     # killed between its manifest and its last event: a worker that finds a manifest would have nothing to do
     (run.folder.artifact / MANIFEST_NAME).unlink(missing_ok=True)
-    needs_cuda = read_job_file(run.folder).device == "cuda"
-    pid = start_logged(
-        run.command(run.folder.job_file),
-        folder=run.folder.path,
-        log=run.folder.worker_log,
-        environment=worker_environment(run.environment, needs_cuda=needs_cuda),
-    )
+    pid = run.standby.take(run.folder.job_file, log=run.folder.worker_log) if run.standby else None
+    if pid is None:
+        needs_cuda = read_job_file(run.folder).device == "cuda"
+        pid = start_logged(
+            run.command(run.folder.job_file),
+            folder=run.folder.path,
+            log=run.folder.worker_log,
+            environment=worker_environment(run.environment, needs_cuda=needs_cuda, is_idle=machine_is_idle()),
+        )
     try:
         run.change(worker_pid=pid, worker_started_at=process_started_at(pid), attempts=run.record.attempts + 1)
     except BaseException:
