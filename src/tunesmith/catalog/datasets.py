@@ -119,6 +119,14 @@ def delete_dataset(connection: sa.Connection, dataset_id: str, *, project: str, 
     return dataset
 
 
+def with_bytes(connection: sa.Connection, sha256: str) -> list[tuple[str, str]]:
+    """Uploaded datasets of exactly these bytes: id and the name of the file that is kept."""
+    query = sa.select(DATASETS.c.dataset_id, DATASETS.c.file_name).where(
+        DATASETS.c.sha256 == sha256, DATASETS.c.source_uri.is_(None)
+    )
+    return [(row.dataset_id, row.file_name) for row in connection.execute(query.limit(5))]
+
+
 def dataset_users(connection: sa.Connection, dataset_id: str, *, project: str) -> list[str]:
     """The unfinished jobs that were asked to read it."""
     rows = connection.execute(

@@ -51,7 +51,7 @@ COMMANDS = {
     "plan": "Show what a fine-tuning run would do and cost; start nothing.",
     "model": "List, show and register base models.",
     "dataset": "Check a file; list, show and upload datasets.",
-    "job": "List, show and resume jobs.",
+    "job": "List, show, resume, pause and cancel jobs.",
     "version": "List, show, compare, alias and export model versions.",
     "version-set": "List and show sets of model versions.",
     "location": "Declare, check and browse places of datasets and results.",
@@ -60,6 +60,7 @@ COMMANDS = {
     "token": "List, make and revoke tokens of the service.",
     "audit": "List who changed what.",
     "system": "Show the server: release, disk, devices, queue.",
+    "serve": "Serve the REST API, and run the jobs submitted to it.",
     "doctor": "Show what this machine has, and the one command that mends what is wrong.",
 }
 

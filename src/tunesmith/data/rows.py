@@ -9,7 +9,8 @@ from __future__ import annotations
 
 import shlex
 from array import array
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from hashlib import sha256
 from io import FileIO
@@ -52,16 +53,23 @@ def read_rows(path: Path, *, columns: Mapping[str, str], findings: Findings) -> 
         maker.clear()
 
 
-def check_file(path: Path, *, columns: Mapping[str, str], name: str | None = None) -> DatasetReport:
+def check_file(
+    path: Path,
+    *,
+    columns: Mapping[str, str],
+    name: str | None = None,
+    opened: Callable[[Path], AbstractContextManager[FileIO]] = opened,
+) -> DatasetReport:
     """Read a whole file and say all that is wrong with it, and what should be known.
 
-    name: what the user calls the file, for messages. Memory: 16 bytes a row beside one row.
+    name: what the user calls the file, for messages. opened: how to open it, for one that still arrives. Memory: 16
+    bytes a row beside one row.
     """
     findings = Findings()
     maker = RowMaker(columns, findings=findings, keeps_rows=False)
     seen = _SeenRows()
     digest = sha256()
-    for _ in _feed(path, maker):
+    for _ in _feed(path, maker, opened):
         hashes = b"".join(maker.hashes)
         digest.update(hashes)
         seen.add(hashes, maker.lines)
@@ -115,7 +123,9 @@ def error_summary(report: DatasetReport) -> str:
     return f"{place}: {first.message}{others}"
 
 
-def _feed(path: Path, maker: RowMaker) -> Iterator[None]:
+def _feed(
+    path: Path, maker: RowMaker, opened: Callable[[Path], AbstractContextManager[FileIO]] = opened
+) -> Iterator[None]:
     """Give the whole file to `maker`. Each step leaves rows to take; a fault that stops the reading ends it."""
     findings = maker.findings
     try:

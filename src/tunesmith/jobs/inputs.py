@@ -1,0 +1,107 @@
+"""From what a request names to local files: datasets and models by id, by name, by `location:path`, by path.
+
+In: the text of a request, and the state. Out: a file or folder on this machine, fetched first where it lies in a store
+and held against the hash that the catalog keeps. Who may name what is decided where the request came in.
+"""
+
+from __future__ import annotations
+
+import re
+import threading
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+from tunesmith.bundled import MODEL_NAME
+from tunesmith.catalog import locations
+from tunesmith.catalog.datasets import find_dataset
+from tunesmith.catalog.models import find_model as find_in_catalog
+from tunesmith.errors import InputRefused, Unknown
+from tunesmith.jobs.models import FoundModel, find_model
+from tunesmith.jobs.state import State
+from tunesmith.spec.catalog import MODEL_NAME_PATTERN
+from tunesmith.storage.fetch import fetch, fetched_folder
+from tunesmith.storage.objects import check_key
+
+DATASET_ID = re.compile(r"ds-[0-9a-f]{16}")
+IN_LOCATION = re.compile(r"(?P<location>[a-z0-9][a-z0-9._-]{0,62}):(?P<path>[^/].*)", re.DOTALL)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class FoundDataset:
+    """name: as its owner calls it. columns: those that it was checked with."""
+
+    path: Path
+    name: str
+    columns: Mapping[str, str]
+
+
+def model_folder(text: str, *, state: State, project: str) -> FoundModel:
+    """Raises Unknown for a name that the catalog does not have, and what `find_model` raises."""
+    if text != MODEL_NAME and re.fullmatch(MODEL_NAME_PATTERN, text):
+        try:
+            with state.database.read() as connection:
+                found = find_in_catalog(connection, text, project=project)
+        except Unknown:
+            return find_model(text)  # a folder of that name; its refusal knows more ways out
+        return FoundModel(name=found.name, path=Path(found.path))
+    return find_model(text)
+
+
+def dataset_file(
+    text: str,
+    *,
+    state: State,
+    project: str,
+    environment: Mapping[str, str],
+    field: str = "dataset",
+    stop: threading.Event | None = None,
+) -> FoundDataset | None:
+    """The file of a dataset's id or of `location:path`; None for anything else, which is a path.
+
+    Raises Unknown (UNKNOWN_DATASET, UNKNOWN_LOCATION), InputRefused (DATASET_GONE), and what a store raises.
+    """
+    if DATASET_ID.fullmatch(text):
+        with state.database.read() as connection:
+            known = find_dataset(connection, text, project=project)
+            location = locations.location_of_uri(connection, known.source_uri) if known.source_uri else None
+        if location is None:
+            path = state.home.datasets / known.dataset_id / known.file_name
+            if not path.is_file():
+                raise InputRefused(
+                    "DATASET_GONE", f"The file of the dataset {text} is not in the state folder any more.", field=field,
+                    hint="Upload it again, or restore the state folder.",
+                )  # fmt: skip
+        else:
+            path = fetch(
+                location, fetched_folder(state.home.cache), environment=environment, field=field, stop=stop,
+                version_id=known.source_version_id, expected_sha256=known.sha256,
+            ).path  # fmt: skip
+        return FoundDataset(path=path, name=known.name, columns=known.columns)
+    found = in_location(text)
+    if found is None:
+        return None
+    name, below = found
+    with state.database.read() as connection:
+        location = locations.location_of_uri(connection, locations.find_location(connection, name).uri)
+    fetched = fetch(
+        location, fetched_folder(state.home.cache), environment=environment, path=below, field=field, stop=stop
+    )
+    return FoundDataset(path=fetched.path, name=text, columns={})
+
+
+def in_location(text: str) -> tuple[str, str] | None:
+    """`team-data:support/rows.jsonl` in two; None for a path or a URI."""
+    found = IN_LOCATION.fullmatch(text)
+    return (found["location"], found["path"]) if found is not None else None
+
+
+def results_uri(text: str, *, state: State, field: str) -> str:
+    """The URI of `location:path`; anything else as it is. Raises Unknown, InputRefused for a path that leaves it."""
+    found = in_location(text)
+    if found is None:
+        return text
+    name, below = found
+    check_key(below, field=field)
+    with state.database.read() as connection:
+        return f"{locations.find_location(connection, name).uri.rstrip('/')}/{below}"

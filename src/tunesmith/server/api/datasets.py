@@ -1,0 +1,264 @@
+"""Datasets: upload or register, list, show, change, delete, report, preview."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import shutil
+from pathlib import Path, PurePosixPath
+from typing import Annotated, Any
+
+import sqlalchemy as sa
+from fastapi import Body, Query, Request
+from pydantic import ValidationError
+from starlette.concurrency import run_in_threadpool
+from starlette.responses import Response
+
+from tunesmith.catalog import datasets, locations
+from tunesmith.catalog.datasets import new_dataset_id
+from tunesmith.data.rows import check_file
+from tunesmith.errors import UsageFault
+from tunesmith.files import fsync_folder
+from tunesmith.jobs.inputs import dataset_file, model_folder
+from tunesmith.jobs.inspection import Inspection
+from tunesmith.jobs.settings import read_columns
+from tunesmith.server import uploads
+from tunesmith.server.errors import invalid, shown
+from tunesmith.server.inputs import check_model, inspecting
+from tunesmith.server.json_body import read_json
+from tunesmith.server.once import IdempotencyKey, once
+from tunesmith.server.routes import JSON_BODY_BYTES, Route, created, too_large
+from tunesmith.server.service import Call, CallNow
+from tunesmith.spec.api import (
+    DatasetPage,
+    DatasetPreview,
+    NewLocatedDataset,
+    PreviewQuery,
+    TaggedQuery,
+    UploadQuery,
+)
+from tunesmith.spec.catalog import DatasetView, NewDataset, NounChange
+from tunesmith.spec.datasets import DatasetInput, DatasetReport, InspectRequest
+from tunesmith.spec.training import TrainingSettings
+from tunesmith.storage.fetch import fetch, fetched_folder
+
+ROUTE = "POST /api/datasets"
+BINARY = "application/octet-stream"
+
+
+async def add_dataset(
+    call: CallNow,
+    request: Request,
+    query: Annotated[UploadQuery, Query()],
+    idempotency_key: IdempotencyKey = None,
+) -> Response:
+    """Upload a file (application/octet-stream), or register one that lies in a declared location (application/json).
+
+    A file is checked while it arrives. One with errors is refused with all of them, and nothing of it is kept.
+    """
+    kind = (request.headers.get("content-type") or "").partition(";")[0].strip().lower()
+    if kind == "application/json":
+        body = bytearray()
+        async for chunk in call.request.stream():
+            body += chunk
+            if len(body) > JSON_BODY_BYTES:
+                raise too_large(JSON_BODY_BYTES)
+        try:
+            new = NewLocatedDataset.model_validate(read_json(bytes(body)))
+        except ValidationError as error:
+            raise invalid(error.errors()) from None
+        return await run_in_threadpool(_register, call, new, idempotency_key)
+    if kind != BINARY:
+        raise UsageFault(
+            "CONTENT_TYPE", f"The body's type is {shown(kind or 'not named')}.", field="Content-Type",
+            hint=f"Send a file as {BINARY}, or the place of one as application/json.",
+        )  # fmt: skip
+    dataset_id = new_dataset_id()
+    columns = read_columns([query.columns]) if query.columns is not None else {}
+    length = request.headers.get("content-length", "")
+    arrived = await uploads.receive(
+        call.request.stream(),
+        call.state.home.uploads / f"{dataset_id}-{uploads.file_name(query.filename)}",
+        columns=columns,
+        name=query.filename,
+        expected_bytes=int(length) if length.isdecimal() else None,
+    )
+    return await run_in_threadpool(
+        _keep, call, dataset_id, arrived, query=query, columns=columns, key=idempotency_key
+    )  # fmt: skip
+
+
+def _keep(
+    call: Call,
+    dataset_id: str,
+    arrived: uploads.Arrived,
+    *,
+    query: UploadQuery,
+    columns: dict[str, str],
+    key: str | None,
+) -> Response:
+    """Give the file its place, then the dataset its row; a file without a row is nobody's, and removed."""
+    name = query.name or PurePosixPath(query.filename).stem[:128] or "dataset"
+    file_name = uploads.file_name(query.filename)
+    folder = call.state.home.datasets / dataset_id
+    is_new = False
+    try:
+        folder.mkdir(mode=0o700)
+        _place(call, arrived, folder / file_name)
+        fsync_folder(folder)
+        fsync_folder(folder.parent)
+        new = NewDataset(
+            name=name, sha256=arrived.sha256, columns=columns, report=arrived.report, file_name=file_name
+        )  # fmt: skip
+
+        def make(connection: sa.Connection) -> str:
+            return datasets.add_dataset(
+                connection, new, project=call.project, actor=call.actor, dataset_id=dataset_id
+            ).dataset_id
+
+        wish = f"{arrived.sha256} {query.model_dump_json()}"
+        made, is_new = once(call, key, wish, route=ROUTE, make=make)
+        return created(show_dataset(call, made), is_new=is_new)
+    finally:
+        arrived.path.unlink(missing_ok=True)
+        if not is_new:
+            shutil.rmtree(folder, ignore_errors=True)
+
+
+def _place(call: Call, arrived: uploads.Arrived, target: Path) -> None:
+    """The file under its name; bytes that are kept for another dataset are not kept twice."""
+    with call.database.read() as connection:
+        known = datasets.with_bytes(connection, arrived.sha256)
+    for dataset_id, file_name in known:
+        with contextlib.suppress(OSError):  # just deleted, or a file system without links
+            os.link(call.state.home.datasets / dataset_id / file_name, target)
+            return
+    arrived.path.rename(target)
+
+
+def _register(call: Call, new: NewLocatedDataset, key: str | None) -> Response:
+    with call.database.read() as connection:
+        view = locations.find_location(connection, new.location)
+        location = locations.location_of_uri(connection, view.uri)
+    fetched = fetch(
+        location, fetched_folder(call.state.home.cache), environment=call.service.environment, path=new.path,
+        maximum_bytes=uploads.MAXIMUM_BYTES, field="path",
+    )  # fmt: skip
+    if new.columns:
+        read_columns([f"{ours}={theirs}" for ours, theirs in new.columns.items()])
+    report = check_file(fetched.path, columns=new.columns, name=new.path)
+    if report.num_errors:
+        raise uploads.refusal(report)
+    kept = NewDataset(
+        name=new.name or PurePosixPath(new.path).name[:128], description=new.description, tags=new.tags,
+        sha256=fetched.sha256, columns=new.columns, report=report, file_name=uploads.file_name(new.path),
+        location=new.location, source_uri=fetched.uri, source_version_id=fetched.version_id,
+    )  # fmt: skip
+
+    def make(connection: sa.Connection) -> str:
+        return datasets.add_dataset(connection, kept, project=call.project, actor=call.actor).dataset_id
+
+    made, is_new = once(call, key, new, route=ROUTE, make=make)
+    return created(show_dataset(call, made), is_new=is_new)
+
+
+def list_datasets(call: CallNow, query: Annotated[TaggedQuery, Query()]) -> DatasetPage:
+    """The newest first."""
+    with call.database.read() as connection:
+        page = datasets.list_datasets(
+            connection, project=call.project, search=query.search, tag=query.tag, after=query.after, limit=query.limit
+        )
+    return DatasetPage(datasets=page.items, next=page.next)
+
+
+def show_dataset(call: CallNow, dataset_id: str) -> DatasetView:
+    """A dataset with its hashes and counts."""
+    with call.database.read() as connection:
+        return datasets.find_dataset(connection, dataset_id, project=call.project)
+
+
+def change_dataset(call: CallNow, dataset_id: str, change: Annotated[NounChange, Body()]) -> DatasetView:
+    """Change its name, description or tags."""
+    return call.database.write_grouped(
+        lambda connection: datasets.change_dataset(
+            connection, dataset_id, change, project=call.project, actor=call.actor
+        )
+    )
+
+
+def delete_dataset(call: CallNow, dataset_id: str) -> None:
+    """Delete it and its uploaded file; what lies in a location stays. 409 while an unfinished job needs it."""
+    deleted = call.database.write_grouped(
+        lambda connection: datasets.delete_dataset(connection, dataset_id, project=call.project, actor=call.actor)
+    )
+    if deleted.source_uri is None:
+        shutil.rmtree(call.state.home.datasets / deleted.dataset_id, ignore_errors=True)
+
+
+def show_report(call: CallNow, dataset_id: str) -> DatasetReport:
+    """What its check found: every warning with its line."""
+    with call.database.read() as connection:
+        return datasets.read_report(connection, dataset_id, project=call.project)
+
+
+def preview_dataset(call: CallNow, dataset_id: str, query: Annotated[PreviewQuery, Query()]) -> DatasetPreview:
+    """Some rows as this model would see them, and the number of tokens. The first time takes some seconds."""
+    dataset = show_dataset(call, dataset_id)
+    check_model(call, query.model)
+    environment = call.service.environment
+    model = model_folder(query.model, state=call.state, project=call.project)
+    file = dataset_file(dataset.dataset_id, state=call.state, project=call.project, environment=environment)
+    assert file is not None, "it is the id of a dataset"
+    question = InspectRequest(
+        model_name=model.name,
+        model_path=str(model.path),
+        datasets=[DatasetInput(role="training", path=str(file.path), name=dataset.name, columns=dataset.columns)],
+        settings=TrainingSettings(render=query.render, validation_fraction=0, too_long="cut"),
+        cache_folder=str(call.state.home.cache),
+        with_previews=True,
+    )
+    with inspecting(call), Inspection(question, home=call.state.home, environment=environment) as inspection:
+        found = inspection.answer().preparation
+    assert found is not None, "datasets were given"
+    return DatasetPreview(
+        render=found.render, tokens=found.training, previews=found.previews, notices=found.notices
+    )  # fmt: skip
+
+
+EXAMPLE: dict[str, Any] = {"name": "support", "location": "team-data", "path": "support/rows.jsonl"}
+DATASET = "/api/datasets/{dataset_id}"
+ROUTES = [
+    Route(
+        method="GET", path="/api/datasets", handler=list_datasets, permission="dataset.read", summary="List datasets",
+        answer=DatasetPage,
+    ),
+    Route(
+        method="POST", path="/api/datasets", handler=add_dataset, permission="dataset.add",
+        summary="Upload or register a dataset", answer=DatasetView, status=201, statuses=(200,), refusals=(404, 409),
+        body="stream", body_limit=uploads.MAXIMUM_BYTES,
+        request_content={
+            BINARY: {"schema": {"type": "string", "format": "binary"}},
+            "application/json": {"schema": NewLocatedDataset.model_json_schema(), "example": EXAMPLE},
+        },
+    ),
+    Route(
+        method="GET", path=DATASET, handler=show_dataset, permission="dataset.read", summary="Show a dataset",
+        answer=DatasetView, refusals=(404,),
+    ),
+    Route(
+        method="PATCH", path=DATASET, handler=change_dataset, permission="dataset.change", summary="Change a dataset",
+        answer=DatasetView, refusals=(404,), body="json", request_example={"description": "Tickets of 2025"},
+    ),
+    Route(
+        method="DELETE", path=DATASET, handler=delete_dataset, permission="dataset.delete",
+        summary="Delete a dataset", status=204, refusals=(404, 409),
+    ),
+    Route(
+        method="GET", path=f"{DATASET}/report", handler=show_report, permission="dataset.read",
+        summary="What a dataset's check found", answer=DatasetReport, refusals=(404,),
+    ),
+    Route(
+        method="GET", path=f"{DATASET}/preview", handler=preview_dataset, permission="dataset.read",
+        summary="Rows as a model sees them", answer=DatasetPreview, refusals=(404,),
+    ),
+]  # fmt: skip

@@ -1,0 +1,362 @@
+"""Jobs: submit, list, show, result, wishes (cancel, pause, resume, clone), events, log, ledger."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import AsyncIterator, Sequence
+from pathlib import Path
+from typing import Annotated, Any
+
+import sqlalchemy as sa
+from fastapi import Body, Header, Query
+from starlette.concurrency import run_in_threadpool
+from starlette.responses import Response, StreamingResponse
+
+from tunesmith.catalog import audit
+from tunesmith.catalog.idempotency import check_key
+from tunesmith.catalog.paging import matching, read_page
+from tunesmith.errors import Conflict, Unknown, UsageFault
+from tunesmith.jobs import service as jobs
+from tunesmith.jobs.accept import Submission
+from tunesmith.jobs.events import job_result
+from tunesmith.jobs.records import JobFolder
+from tunesmith.jobs.store import RECORD_COLUMNS
+from tunesmith.server.errors import shown
+from tunesmith.server.feed import read_page as read_event_page
+from tunesmith.server.files import attachment, ledger_page
+from tunesmith.server.inputs import check_places
+from tunesmith.server.once import IdempotencyKey
+from tunesmith.server.routes import Route, created
+from tunesmith.server.service import Call, CallNow
+from tunesmith.spec.api import (
+    MAXIMUM_NUMBER,
+    EventPage,
+    EventQuery,
+    JobChanges,
+    JobPage,
+    JobProgress,
+    JobQuery,
+    JobSubmission,
+    JobView,
+    LedgerPage,
+    LedgerQuery,
+    LogLines,
+    LogQuery,
+)
+from tunesmith.spec.jobs import FINAL_STATES, JobRecord, JobResult, JobState
+from tunesmith.storage.tables import EVENTS, JOBS
+
+EVENT_STREAM = "text/event-stream"
+LOG_BYTES = 8 << 20  # of a log's end that a search looks through
+EXAMPLE = {
+    "model": "tunesmith/demo", "dataset": "ds-0123456789abcdef", "name": "support bot", "epochs": 3,
+    "learning_rate": 0.0002, "validation_fraction": 0.1, "version_set": "support-bot",
+}  # fmt: skip
+
+
+# ---- submitting
+
+
+def submit_job(
+    call: CallNow, submission: Annotated[JobSubmission, Body()], idempotency_key: IdempotencyKey = None
+) -> Response:
+    """Accept a job. It is durable before this answers; its model and data are looked at when its turn has come."""
+    request, settings = submission.parts()
+    given = Submission(
+        request=request, settings=settings, project=call.project, submitted_by=call.actor,
+        priority=submission.priority, run_limit_seconds=submission.run_limit_seconds,
+    )  # fmt: skip
+    return _submit(call, given, key=idempotency_key)
+
+
+def clone_job(
+    call: CallNow, job_id: str, changes: Annotated[JobChanges, Body()], idempotency_key: IdempotencyKey = None
+) -> Response:
+    """A new job with the same request and settings, but for the fields given."""
+    _read(call, job_id)
+    return _submit(call, jobs.cloned(job_id, state=call.state, overrides=changes.given()), key=idempotency_key)
+
+
+def _submit(call: Call, submission: Submission, *, key: str | None) -> Response:
+    if key is not None:
+        check_key(key)
+    check_places(call, submission.request)
+    new = jobs.check_submission(submission, state=call.state)
+
+    def write(connection: sa.Connection) -> tuple[JobRecord, bool]:
+        record, is_new = jobs.submit(connection, submission, new, state=call.state, key=key)
+        if is_new:
+            audit.record(connection, call.actor, "job.submit", record.job_id, {"version": record.model_version})
+        return record, is_new
+
+    record, is_new = call.database.write_grouped(write)
+    if is_new and call.service.queue is not None:
+        call.service.queue.wake()
+    view = JobView.model_validate(record.model_dump())
+    return created(view, is_new=is_new)
+
+
+# ---- reading
+
+
+def list_jobs(call: CallNow, query: Annotated[JobQuery, Query()]) -> JobPage:
+    """The newest first."""
+    wanted = sa.select(JOBS.c.sequence, *RECORD_COLUMNS).where(
+        JOBS.c.project == call.project,
+        matching(query.search, JOBS.c.job_id, JOBS.c.name, JOBS.c.model_version),
+    )
+    if query.state is not None:
+        wanted = wanted.where(JOBS.c.state == query.state)
+    with call.database.read() as connection:
+        page = read_page(
+            connection, wanted, key=JOBS.c.sequence, after=query.after, limit=query.limit,
+            make=lambda rows: _views(call, connection, rows),
+        )  # fmt: skip
+    return JobPage(jobs=page.items, next=page.next)
+
+
+def show_job(call: CallNow, job_id: str) -> JobView:
+    """One job as it is now, with its place in the queue and its progress."""
+    with call.database.read() as connection:
+        row = connection.execute(
+            sa.select(JOBS.c.sequence, *RECORD_COLUMNS).where(JOBS.c.job_id == job_id, JOBS.c.project == call.project)
+        ).one_or_none()
+        if row is None:
+            raise _unknown_job(job_id)
+        return _views(call, connection, [row])[0]
+
+
+def _views(call: Call, connection: sa.Connection, rows: Sequence[sa.Row[Any]]) -> list[JobView]:
+    running = [row.job_id for row in rows if row.state in (JobState.IN_PROGRESS, JobState.CANCELING)]
+    progress = _progress(connection, running) if running else {}
+    may_queue = any(row.state not in FINAL_STATES for row in rows)
+    places = call.service.queue.positions() if may_queue and call.service.queue is not None else {}
+    views: list[JobView] = []
+    for row in rows:
+        fields: dict[str, Any] = row._asdict()
+        del fields["sequence"]
+        fields["command"] = json.loads(row.command)
+        fields["failure"] = json.loads(row.failure) if row.failure else None
+        place = places.get(row.job_id)
+        if place is not None:
+            fields["position"] = place.position
+            fields["waiting_reason"] = row.waiting_reason or place.reason
+        fields["progress"] = progress.get(row.job_id)
+        views.append(JobView.model_validate(fields))
+    return views
+
+
+def _progress(connection: sa.Connection, job_ids: list[str]) -> dict[str, JobProgress]:
+    """From the newest step event of each."""
+    newest = (
+        sa.select(EVENTS.c.job_id, sa.func.max(EVENTS.c.number).label("number"))
+        .where(EVENTS.c.job_id.in_(job_ids), EVENTS.c.kind == "step")
+        .group_by(EVENTS.c.job_id)
+        .subquery()
+    )
+    rows = connection.execute(
+        sa.select(EVENTS.c.job_id, EVENTS.c.body).join(
+            newest, (EVENTS.c.job_id == newest.c.job_id) & (EVENTS.c.number == newest.c.number)
+        )
+    ).all()
+    found: dict[str, JobProgress] = {}
+    for row in rows:
+        step = json.loads(row.body)
+        found[row.job_id] = JobProgress(**{name: step[name] for name in JobProgress.model_fields})
+    return found
+
+
+def _read(call: Call, job_id: str) -> JobRecord:
+    record = call.state.jobs.read(job_id)
+    if record.project != call.project:
+        raise _unknown_job(job_id)
+    return record
+
+
+def _unknown_job(job_id: str) -> Unknown:
+    return Unknown("UNKNOWN_JOB", f"There is no job {shown(job_id)} here.", field="job_id", hint="List the jobs.")
+
+
+def show_result(call: CallNow, job_id: str) -> JobResult:
+    """The result object, the same as `tunesmith finetune --json` ends with. 409 while the job is not finished."""
+    record = _read(call, job_id)
+    if record.state not in FINAL_STATES:
+        raise Conflict(
+            "JOB_NOT_FINISHED", f"Job {job_id} is {record.state}.", field="job_id",
+            hint="Follow its events; the last one is a state event.",
+        )  # fmt: skip
+    return job_result(call.state.jobs, _folder(call, record))
+
+
+def _folder(call: Call, record: JobRecord) -> JobFolder:
+    return JobFolder(path=call.state.home.jobs / record.job_id)
+
+
+# ---- wishes
+
+
+def cancel_job(call: CallNow, job_id: str) -> JobView:
+    """End it: at once where nothing runs, else CANCELING until its worker is gone (10 s at most)."""
+    return _wish(call, job_id, "cancel")
+
+
+def pause_job(call: CallNow, job_id: str) -> JobView:
+    """Stop it with a checkpoint, and leave it until it is resumed."""
+    return _wish(call, job_id, "pause")
+
+
+def resume_job(call: CallNow, job_id: str) -> JobView:
+    """Let a paused or waiting job go on as soon as a device is free."""
+    return _wish(call, job_id, "resume")
+
+
+def _wish(call: Call, job_id: str, what: str) -> JobView:
+    _read(call, job_id)
+    ask = {"cancel": jobs.cancel, "pause": jobs.pause, "resume": jobs.resume}[what]
+
+    def write(connection: sa.Connection) -> None:
+        ask(call.state.jobs, job_id, connection=connection)
+        audit.record(connection, call.actor, f"job.{what}", job_id)
+
+    call.database.write_grouped(write)
+    if call.service.queue is not None:
+        call.service.queue.wake()
+    return show_job(call, job_id)
+
+
+# ---- events
+
+
+async def list_events(
+    call: CallNow,
+    job_id: str,
+    query: Annotated[EventQuery, Query()],
+    accept: Annotated[str | None, Header(max_length=1000)] = None,
+    last_event_id: Annotated[
+        str | None, Header(description="Of a stream that broke off: it goes on after this number.", max_length=20)
+    ] = None,
+) -> Response:
+    """A page of events by number; under `Accept: text/event-stream` a stream that ends when the job is final."""
+    record = await run_in_threadpool(_read, call, job_id)
+    kinds = frozenset(query.kinds.split(",")) if query.kinds else frozenset[str]()
+    if EVENT_STREAM not in (accept or ""):
+        return await run_in_threadpool(_event_page, call, job_id, query, kinds)
+    after = query.after
+    if last_event_id is not None:
+        if not last_event_id.isascii() or not last_event_id.isdecimal() or int(last_event_id) > MAXIMUM_NUMBER:
+            raise UsageFault("INVALID_FIELD", "Last-Event-ID is no number of an event.", field="Last-Event-ID")
+        after = int(last_event_id)
+    if record.state in FINAL_STATES and after >= record.num_events:
+        return Response(status_code=204)  # tells a browser's EventSource not to come back
+    frames = call.service.feed.frames(job_id, after=after, kinds=kinds)
+    headers = {"Cache-Control": "no-store", "X-Accel-Buffering": "no"}
+    first = await anext(frames)  # a refusal (too many streams) comes before the answer begins
+
+    async def whole() -> AsyncIterator[bytes]:
+        yield first
+        async for frame in frames:
+            yield frame
+
+    return StreamingResponse(whole(), headers=headers, media_type=EVENT_STREAM)
+
+
+def _event_page(call: Call, job_id: str, query: EventQuery, kinds: frozenset[str]) -> Response:
+    events = read_event_page(call.database, job_id, after=query.after, limit=query.limit + 1, kinds=kinds)
+    page = events[: query.limit]
+    following = json.dumps(str(page[-1].number)) if len(events) > query.limit else "null"
+    # the stored JSON as it is: reading 2,000 events to write them again costs 20 ms
+    text = f'{{"next":{following},"events":[{",".join(event.json() for event in page)}]}}'
+    return Response(text, media_type="application/json")
+
+
+# ---- log and ledger
+
+
+def show_log(call: CallNow, job_id: str, query: Annotated[LogQuery, Query()]) -> LogLines:
+    """The end of what the job's workers wrote beside their events."""
+    log = _folder(call, _read(call, job_id)).worker_log
+    return LogLines(job_id=job_id, lines=_lines(log, query))
+
+
+def _lines(log: Path, query: LogQuery) -> list[str]:
+    try:
+        with log.open("rb") as handle:
+            size = handle.seek(0, os.SEEK_END)
+            handle.seek(max(0, size - LOG_BYTES))
+            lines = handle.read().decode(errors="replace").splitlines()
+    except FileNotFoundError:
+        return []
+    wanted = query.search.casefold() if query.search is not None else ""
+    return [line[:10_000] for line in lines if wanted in line.casefold()][-query.lines :]
+
+
+def download_log(call: CallNow, job_id: str) -> Response:
+    """The whole log as a file."""
+    record = _read(call, job_id)
+    return attachment(_folder(call, record).worker_log, name=f"{record.job_id}.log", media_type="text/plain")
+
+
+def list_ledger(call: CallNow, job_id: str, query: Annotated[LedgerQuery, Query()]) -> LedgerPage:
+    """What became of each dataset row: trained, validation, cut, dropped, duplicate. After the job has succeeded."""
+    record = _read(call, job_id)
+    path = _folder(call, record).artifact / "ledger.jsonl"
+    if record.state is not JobState.SUCCEEDED or not path.is_file():
+        raise Conflict(
+            "NO_LEDGER", f"Job {job_id} has no ledger here: it is {record.state}.", field="job_id",
+            hint="The ledger is written with the artifact; it is kept there as ledger.jsonl.",
+        )  # fmt: skip
+    return ledger_page(path, query)
+
+
+JOB = "/api/jobs/{job_id}"
+ROUTES = [
+    Route(
+        method="POST", path="/api/jobs", handler=submit_job, permission="job.submit", summary="Submit a job",
+        answer=JobView, status=201, statuses=(200,), refusals=(404, 409), body="json", request_example=EXAMPLE,
+    ),
+    Route(
+        method="GET", path="/api/jobs", handler=list_jobs, permission="job.read", summary="List jobs", answer=JobPage,
+    ),
+    Route(
+        method="GET", path=JOB, handler=show_job, permission="job.read", summary="Show a job", answer=JobView,
+        refusals=(404,),
+    ),
+    Route(
+        method="GET", path=f"{JOB}/result", handler=show_result, permission="job.read",
+        summary="The result of a finished job", answer=JobResult, refusals=(404, 409),
+    ),
+    *(
+        Route(
+            method="POST", path=f"{JOB}/{word}", handler=handler, permission=f"job.{word}", summary=summary,
+            answer=JobView, refusals=(404, 409),
+        )
+        for word, handler, summary in (
+            ("cancel", cancel_job, "Cancel a job"),
+            ("pause", pause_job, "Pause a job"),
+            ("resume", resume_job, "Resume a job"),
+        )
+    ),
+    Route(
+        method="POST", path=f"{JOB}/clone", handler=clone_job, permission="job.submit",
+        summary="Submit a job like another one", answer=JobView, status=201, statuses=(200,), refusals=(404, 409),
+        body="json", request_example={"epochs": 5},
+    ),
+    Route(
+        method="GET", path=f"{JOB}/events", handler=list_events, permission="job.read",
+        summary="Events of a job, as a page or as a stream", answer=EventPage, statuses=(204,), refusals=(404,),
+        content={EVENT_STREAM: {"schema": {"type": "string"}}},
+    ),
+    Route(
+        method="GET", path=f"{JOB}/log", handler=show_log, permission="job.read", summary="The end of a job's log",
+        answer=LogLines, refusals=(404,),
+    ),
+    Route(
+        method="GET", path=f"{JOB}/log/download", handler=download_log, permission="job.read",
+        summary="A job's whole log", content={"text/plain": {"schema": {"type": "string"}}}, refusals=(404,),
+    ),
+    Route(
+        method="GET", path=f"{JOB}/ledger", handler=list_ledger, permission="job.read",
+        summary="The fate of each dataset row", answer=LedgerPage, refusals=(404, 409),
+    ),
+]  # fmt: skip

@@ -1,0 +1,120 @@
+"""Locations: declare, check and browse the places of datasets and results."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+import sqlalchemy as sa
+from fastapi import Body, Query
+from starlette.responses import Response
+
+from tunesmith.catalog import locations
+from tunesmith.server.once import IdempotencyKey, once
+from tunesmith.server.routes import Route, created
+from tunesmith.server.service import CallNow
+from tunesmith.spec.api import BrowseQuery, LocationCheck, LocationEntries, LocationEntry, LocationPage, SearchQuery
+from tunesmith.spec.catalog import LocationView, NewLocation
+from tunesmith.storage.location_check import check_declared
+from tunesmith.storage.objects import Location, check_key, join_key, open_objects
+
+BROWSE_SECONDS = 15.0
+
+
+def list_locations(call: CallNow, query: Annotated[SearchQuery, Query()]) -> LocationPage:
+    """By name."""
+    with call.database.read() as connection:
+        page = locations.list_locations(connection, search=query.search, after=query.after, limit=query.limit)
+    return LocationPage(locations=page.items, next=page.next)
+
+
+def add_location(
+    call: CallNow, new: Annotated[NewLocation, Body()], idempotency_key: IdempotencyKey = None
+) -> Response:
+    """Declare a place. Credentials are named, never given: they stay where the server's machine keeps them."""
+    open_objects(_location(new), call.service.environment, field="uri")  # touches no network: is it a place at all
+
+    def make(connection: sa.Connection) -> str:
+        return locations.add_location(connection, new, actor=call.actor).name
+
+    name, is_new = once(call, idempotency_key, new, route="POST /api/locations", make=make)
+    return created(show_location(call, name), is_new=is_new)
+
+
+def show_location(call: CallNow, name: str) -> LocationView:
+    """A declared place."""
+    with call.database.read() as connection:
+        return locations.find_location(connection, name)
+
+
+def remove_location(call: CallNow, name: str) -> None:
+    """Its objects stay. 409 while a dataset or an unfinished job names it."""
+    call.database.write_grouped(lambda connection: locations.remove_location(connection, name, actor=call.actor))
+
+
+def check_location(call: CallNow, name: str) -> LocationCheck:
+    """Whether it answers, can be written and keeps versions, within 20 s. Else the refusal that a job would meet."""
+    view = show_location(call, name)
+    check_declared(_location(view), call.service.environment, field="location")
+    return LocationCheck(name=name, is_reachable=True, is_writable=True, keeps_versions=True)
+
+
+def browse_location(call: CallNow, name: str, query: Annotated[BrowseQuery, Query()]) -> LocationEntries:
+    """Folders and objects right below a path."""
+    view = show_location(call, name)
+    below = query.path.strip("/")
+    if below:
+        check_key(below, field="path")
+    store, prefix = open_objects(_location(view), call.service.environment, retry_seconds=BROWSE_SECONDS)
+    base = f"{prefix}/" if prefix else ""
+    top = join_key(prefix, below) if below else prefix
+    listing = store.list(f"{top}/" if top else "", after=query.after, limit=query.limit, by_folder=True)
+    entries = [_entry(base, key, kind="folder") for key in listing.folders]
+    entries += [
+        _entry(base, each.key, kind="object").model_copy(update={"size": each.size, "modified_at": each.modified_at})
+        for each in listing.objects
+    ]
+    return LocationEntries(entries=entries, next=listing.next)
+
+
+def _entry(base: str, key: str, *, kind: str) -> LocationEntry:
+    path = key.removeprefix(base).rstrip("/")
+    return LocationEntry.model_validate({"name": path.rpartition("/")[2], "path": path, "kind": kind})
+
+
+def _location(view: LocationView | NewLocation) -> Location:
+    return Location(
+        uri=view.uri, endpoint_url=view.endpoint_url, region=view.region, credentials=view.credentials
+    )  # fmt: skip
+
+
+LOCATION = "/api/locations/{name}"
+ROUTES = [
+    Route(
+        method="GET", path="/api/locations", handler=list_locations, permission="location.read",
+        summary="List locations", answer=LocationPage,
+    ),
+    Route(
+        method="POST", path="/api/locations", handler=add_location, permission="location.add",
+        summary="Declare a location", answer=LocationView, status=201, statuses=(200,), refusals=(409,), body="json",
+        request_example={
+            "name": "team-data", "uri": "s3://team-bucket/tunesmith", "endpoint_url": "https://objects.example.com",
+            "credentials": "env:TEAM",
+        },
+    ),
+    Route(
+        method="GET", path=LOCATION, handler=show_location, permission="location.read", summary="Show a location",
+        answer=LocationView, refusals=(404,),
+    ),
+    Route(
+        method="DELETE", path=LOCATION, handler=remove_location, permission="location.remove",
+        summary="Remove a location", status=204, refusals=(404, 409),
+    ),
+    Route(
+        method="POST", path=f"{LOCATION}/check", handler=check_location, permission="location.check",
+        summary="Check a location", answer=LocationCheck, refusals=(404,),
+    ),
+    Route(
+        method="GET", path=f"{LOCATION}/browse", handler=browse_location, permission="location.browse",
+        summary="Browse a location", answer=LocationEntries, refusals=(404,),
+    ),
+]  # fmt: skip

@@ -1,0 +1,96 @@
+"""Base models: list, register a folder, show, change, forget."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+import sqlalchemy as sa
+from fastapi import Body, Query
+from starlette.responses import Response
+
+from tunesmith.catalog import models
+from tunesmith.jobs.inspection import Inspection
+from tunesmith.server.inputs import check_path, inspecting
+from tunesmith.server.once import IdempotencyKey, once
+from tunesmith.server.routes import Route, created
+from tunesmith.server.service import CallNow
+from tunesmith.spec.api import ModelPage, TaggedQuery
+from tunesmith.spec.catalog import BaseModelChange, BaseModelView, NewBaseModel
+from tunesmith.spec.datasets import InspectRequest
+from tunesmith.storage.locations import local_path
+
+
+def list_models(call: CallNow, query: Annotated[TaggedQuery, Query()]) -> ModelPage:
+    """The newest first; the bundled model leads."""
+    with call.database.read() as connection:
+        page = models.list_models(
+            connection, project=call.project, search=query.search, tag=query.tag, after=query.after, limit=query.limit
+        )
+    return ModelPage(models=page.items, next=page.next)
+
+
+def register_model(
+    call: CallNow, new: Annotated[NewBaseModel, Body()], idempotency_key: IdempotencyKey = None
+) -> Response:
+    """Give a model folder of the service's machine a name. It is inspected first, which may take some seconds."""
+    check_path(call, new.path, field="path")
+    path = local_path(new.path, field="path")
+    question = InspectRequest(model_name=new.name, model_path=str(path))
+    with (
+        inspecting(call),
+        Inspection(question, home=call.state.home, environment=call.service.environment) as inspection,
+    ):
+        facts = inspection.answer().facts
+    assert facts is not None, "a folder alone is answered by its facts or an error"
+
+    def make(connection: sa.Connection) -> str:
+        return models.register_model(connection, new, project=call.project, facts=facts, actor=call.actor).name
+
+    name, is_new = once(call, idempotency_key, new, route="POST /api/models", make=make)
+    return created(show_model(call, name), is_new=is_new)
+
+
+def show_model(call: CallNow, name: str) -> BaseModelView:
+    """A base model with what its inspection found."""
+    with call.database.read() as connection:
+        return models.find_model(connection, name, project=call.project)
+
+
+def change_model(call: CallNow, name: str, change: Annotated[BaseModelChange, Body()]) -> BaseModelView:
+    """Change its description or its tags."""
+    return call.database.write_grouped(
+        lambda connection: models.change_model(connection, name, change, project=call.project, actor=call.actor)
+    )
+
+
+def delete_model(call: CallNow, name: str) -> None:
+    """Take it out of the catalog; its folder stays as it is. 409 while versions need it."""
+    call.database.write_grouped(
+        lambda connection: models.delete_model(connection, name, project=call.project, actor=call.actor)
+    )
+
+
+MODEL = "/api/models/{name:path}"
+ROUTES = [
+    Route(
+        method="GET", path="/api/models", handler=list_models, permission="model.read", summary="List base models",
+        answer=ModelPage,
+    ),
+    Route(
+        method="POST", path="/api/models", handler=register_model, permission="model.register",
+        summary="Register a base model", answer=BaseModelView, status=201, statuses=(200,), refusals=(404, 409),
+        body="json", request_example={"name": "my-base", "path": "/srv/models/my-base", "description": "7B, chat"},
+    ),
+    Route(
+        method="GET", path=MODEL, handler=show_model, permission="model.read", summary="Show a base model",
+        answer=BaseModelView, refusals=(404,),
+    ),
+    Route(
+        method="PATCH", path=MODEL, handler=change_model, permission="model.change", summary="Change a base model",
+        answer=BaseModelView, refusals=(404, 409), body="json", request_example={"tags": {"team": "support"}},
+    ),
+    Route(
+        method="DELETE", path=MODEL, handler=delete_model, permission="model.delete", summary="Forget a base model",
+        status=204, refusals=(404, 409),
+    ),
+]  # fmt: skip

@@ -1,0 +1,127 @@
+"""The whole service as one ASGI application: the guard around FastAPI with the routes of `api/`.
+
+In: an open `Service`. Out: an application for uvicorn, or for a client in the same process. Faults that the framework
+finds itself (no such route, a method that a path does not have) get our form here.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import AsyncIterator, Collection, Sequence
+from contextlib import asynccontextmanager
+from typing import Any
+
+from fastapi import FastAPI, Request
+from fastapi.exceptions import RequestValidationError
+from fastapi.routing import APIRoute
+from starlette.exceptions import HTTPException
+from starlette.responses import Response
+from starlette.types import ASGIApp
+
+from tunesmith import __version__
+from tunesmith.errors import TunesmithError, Unknown, UsageFault
+from tunesmith.server.api import administration, datasets, jobs, locations, models, plan, system, versions
+from tunesmith.server.auth import PUBLIC
+from tunesmith.server.errors import disk_full, error_response, fault_of_ours, invalid, shown
+from tunesmith.server.guard import Guard
+from tunesmith.server.routes import Route, register
+from tunesmith.server.service import Service
+
+DESCRIPTION = """The REST interface of Tunesmith. Send `Authorization: Bearer TOKEN` with every request; the server's
+first token stands in its state folder, file `token`. Lists are pages: pass `next` as `after` to get the next one.
+Every refusal has one form: `{"error": {"code", "message", "field", "hint"}}`, under `/v1` OpenAI's. A POST that makes
+something takes an `Idempotency-Key`: the same key and body again give the object that the first request made."""
+
+
+def all_routes() -> list[Route]:
+    """In the order in which they are matched."""
+    nouns = (system, jobs, plan, datasets, models, versions, locations, administration)
+    return [*(route for noun in nouns for route in noun.ROUTES), OPENAPI]
+
+
+def create_app(
+    service: Service, *, allowed_hosts: Collection[str] = (), routes: Sequence[Route] | None = None
+) -> ASGIApp:
+    """Raises TunesmithError for a route that declares no permission."""
+
+    @asynccontextmanager
+    async def lifespan(_app: FastAPI) -> AsyncIterator[None]:
+        yield
+        await service.feed.close()
+
+    app = FastAPI(
+        title="Tunesmith", version=__version__, description=DESCRIPTION, lifespan=lifespan,
+        openapi_url=None, docs_url=None, redoc_url=None, redirect_slashes=False,
+    )  # fmt: skip
+    app.state.service = service
+    for route in all_routes() if routes is None else routes:
+        register(app, route)
+    app.add_exception_handler(HTTPException, _framework_refusal)
+    app.add_exception_handler(RequestValidationError, _validation)
+    app.add_exception_handler(TunesmithError, _ours)
+    app.add_exception_handler(Exception, _fault)
+    return Guard(app, allowed_hosts=allowed_hosts)
+
+
+async def show_openapi(request: Request) -> Response:
+    """This description, for people and generators of clients."""
+    app: FastAPI = request.app
+    if app.openapi_schema is None:
+        app.openapi_schema = _document(app)
+    return Response(json.dumps(app.openapi_schema, ensure_ascii=False), media_type="application/json")
+
+
+def _document(app: FastAPI) -> dict[str, Any]:
+    document = app.openapi()
+    document["components"].setdefault("securitySchemes", {})["token"] = {"type": "http", "scheme": "bearer"}
+    document["security"] = [{"token": []}]
+    for name in ("HTTPValidationError", "ValidationError"):
+        document["components"]["schemas"].pop(name, None)
+    return document
+
+
+OPENAPI = Route(
+    method="GET", path="/openapi.json", handler=show_openapi, permission=PUBLIC, summary="The OpenAPI document",
+    content={"application/json": {"schema": {"type": "object"}}},
+)  # fmt: skip
+
+
+async def _framework_refusal(request: Request, error: Exception) -> Response:
+    assert isinstance(error, HTTPException)
+    path = request.url.path
+    told: TunesmithError
+    if error.status_code == 405:
+        allowed = ", ".join(sorted(_methods(request)))
+        told = UsageFault(
+            "METHOD_NOT_ALLOWED", f"{shown(path)} does not take {request.method}.", hint=f"It takes {allowed}."
+        )
+        response = error_response(told, path=path)
+        response.headers["Allow"] = allowed
+        return response
+    if error.status_code == 404:
+        told = Unknown("UNKNOWN_ROUTE", f"There is no {shown(path)} here.", hint="GET /openapi.json lists every path.")
+    else:
+        told = UsageFault("BAD_HTTP", "The request could not be read.")
+    return error_response(told, path=path)
+
+
+def _methods(request: Request) -> set[str]:
+    """Of every route with this path; the framework tells those of the first one."""
+    routes = [route for route in request.app.routes if isinstance(route, APIRoute)]
+    path = request.scope["path"]
+    return {method for route in routes if route.path_regex.match(path) for method in route.methods}
+
+
+async def _validation(request: Request, error: Exception) -> Response:
+    assert isinstance(error, RequestValidationError)
+    return error_response(invalid(error.errors()), path=request.url.path)
+
+
+async def _ours(request: Request, error: Exception) -> Response:
+    assert isinstance(error, TunesmithError)
+    return error_response(error, path=request.url.path)
+
+
+async def _fault(request: Request, error: Exception) -> Response:
+    """The framework raises the error once more after this answer; the guard writes it to the log."""
+    return error_response(disk_full(error) or fault_of_ours(request.state.request_id), path=request.url.path)
