@@ -1,12 +1,14 @@
 from __future__ import annotations
 
 import os
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
 from tests.cli.conftest import Done
+from tests.jobs.test_supervisor import supervise_in_a_process, wait_for
 from tunesmith.jobs.home import Home
 from tunesmith.jobs.records import JobFolder
 from tunesmith.jobs.state import open_state
@@ -96,3 +98,63 @@ def test_logs_show_the_end_and_hide_no_control_character(tunesmith: Tunesmith, j
 def test_an_unknown_job_is_a_usage_fault(tunesmith: Tunesmith) -> None:
     done = tunesmith("job", "show", "job-000000000000", "--json")
     assert done.code == 2 and done.json["error"]["code"] == "UNKNOWN_JOB"
+
+
+def test_a_job_that_nobody_looks_after_is_canceled_at_once(tunesmith: Tunesmith, job: JobFolder) -> None:
+    done = tunesmith("job", "cancel", job.job_id, "--json")
+    assert done.code == 0 and done.json["state"] == "CANCELED"
+    assert tunesmith("job", "cancel", job.job_id).out == f"{job.job_id} is CANCELED.\n"
+    again = tunesmith("job", "resume", job.job_id, "--json")
+    assert again.code == 5 and again.json["state"] == "CANCELED"
+
+
+def test_a_finished_job_can_be_neither_canceled_nor_paused(
+    tunesmith: Tunesmith, job: JobFolder, worker: Worker
+) -> None:
+    finish(job, worker("works"))
+    for command in ("cancel", "pause"):
+        done = tunesmith("job", command, job.job_id, "--json")
+        assert done.code == 3 and "SUCCEEDED" in done.json["error"]["message"]
+
+
+def test_a_job_that_waits_is_paused_and_goes_on_when_resumed(
+    tunesmith: Tunesmith, job: JobFolder, worker: Worker, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    finish(job, worker("disk full once"))
+    done = tunesmith("job", "pause", job.job_id, "--json")
+    assert done.code == 0 and done.json["is_paused"] is True
+    assert tunesmith("job", "pause", job.job_id).out == f"{job.job_id} is paused.\n"
+    monkeypatch.setattr("tunesmith.cli.running.run_job", run_with(worker("disk full once")))
+    assert tunesmith("job", "resume", job.job_id, "--json").json["state"] == "SUCCEEDED"
+
+
+@pytest.mark.parametrize(
+    ("command", "ends_as", "phase"), [("cancel", "CANCELED", None), ("pause", "IN_PROGRESS", "waiting")]
+)
+def test_a_wish_reaches_the_process_that_looks_after_the_job(
+    tunesmith: Tunesmith, job: JobFolder, worker: Worker, command: str, ends_as: str, phase: str | None
+) -> None:
+    supervisor = supervise_in_a_process(job, worker("waits")(job.job_file))
+    wait_for(job.path / "ready")
+    told = tunesmith("job", command, job.job_id, "--json").json
+    assert (told["state"], told["phase"], told["worker_pid"]) == (ends_as, phase, None)
+    assert supervisor.wait(timeout=20) == 0
+
+
+@pytest.mark.parametrize("command", ["cancel", "pause"])
+def test_a_worker_that_nobody_looks_after_any_more_is_stopped(
+    tunesmith: Tunesmith, job: JobFolder, worker: Worker, command: str
+) -> None:
+    supervisor = supervise_in_a_process(job, worker("waits")(job.job_file))
+    wait_for(job.path / "ready")
+    supervisor.kill()
+    supervisor.wait()
+    told = tunesmith("job", command, job.job_id, "--json").json
+    assert (told["state"], told["worker_pid"]) == ("CANCELED" if command == "cancel" else "IN_PROGRESS", None)
+
+
+def test_a_job_that_was_not_prepared_yet_is_shown_as_it_was_asked_for(tunesmith: Tunesmith, job: JobFolder) -> None:
+    shutil.rmtree(job.path)
+    told = tunesmith("job", "show", job.job_id, "--json").json
+    assert told["settings"]["lora_rank"] == 32 and told["rows"] is None
+    assert "base      tiny" in tunesmith("job", "show", job.job_id).out

@@ -1,8 +1,10 @@
-"""`tunesmith job list | show | logs | resume`: the jobs of this machine."""
+"""`tunesmith job list | show | logs | resume | pause | cancel`: the jobs of this machine."""
 
 from __future__ import annotations
 
 import os
+import time
+from collections.abc import Callable
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
@@ -11,10 +13,13 @@ from tunesmith.cli.output import Output
 
 if TYPE_CHECKING:
     from tunesmith.jobs.state import State
+    from tunesmith.spec.jobs import JobRecord
+
+SEEN_TO_SECONDS = 15.0
 
 app = typer.Typer(
     rich_markup_mode=None, pretty_exceptions_enable=False, add_completion=False, no_args_is_help=True,
-    help="List, show and resume jobs.",
+    help="List, show, resume, pause and cancel jobs.",
 )  # fmt: skip
 
 JobArgument = Annotated[str, typer.Argument(metavar="JOB", help="A job's id.")]
@@ -23,7 +28,7 @@ JsonOption = Annotated[bool, typer.Option("--json", help="End with one JSON obje
 
 @app.callback()
 def job() -> None:
-    """List, show and resume jobs."""
+    """List, show, resume, pause and cancel jobs."""
 
 
 @app.command("list")
@@ -125,10 +130,76 @@ def resume(job: JobArgument, json_wanted: JsonOption = False) -> int:
     """
     from tunesmith.cli.report import Reporter
     from tunesmith.cli.running import run_in_foreground
+    from tunesmith.jobs.wishes import resume
+    from tunesmith.spec.jobs import FINAL_STATES
 
     output = Output(json_wanted=json_wanted)
     state = _open()
+    record = state.jobs.read(job)
+    if record.is_paused and record.state not in FINAL_STATES:
+        resume(state.jobs, job)
     return run_in_foreground(lambda: state.folder(job), state=state, output=output, reporter=Reporter(output))
+
+
+@app.command()
+def cancel(job: JobArgument, json_wanted: JsonOption = False) -> int:
+    """End a job for good, whoever looks after it; its worker gets a few seconds to end."""
+    from tunesmith.jobs.wishes import cancel
+    from tunesmith.spec.jobs import JobState
+
+    output = Output(json_wanted=json_wanted)
+    state = _open()
+    cancel(state.jobs, job)
+    record = _seen_to(state, job, until=lambda record: record.state is not JobState.CANCELING)
+    output.say(f"{job} is {record.state}.")
+    output.result(record.as_json())
+    return 0
+
+
+@app.command()
+def pause(job: JobArgument, json_wanted: JsonOption = False) -> int:
+    """Stop a job with a checkpoint, or keep it from starting, until it is resumed."""
+    from tunesmith.jobs.wishes import pause
+    from tunesmith.spec.jobs import FINAL_STATES, JobState
+
+    output = Output(json_wanted=json_wanted)
+    state = _open()
+    pause(state.jobs, job)
+    record = _seen_to(
+        state,
+        job,
+        until=lambda record: (
+            record.phase == "waiting" or record.state is JobState.ACCEPTED or record.state in FINAL_STATES
+        ),
+    )
+    waits = record.is_paused and record.phase != "waiting" and record.state is JobState.IN_PROGRESS
+    output.say(
+        f"{job} will wait as soon as its worker has written a checkpoint." if waits else f"{job} is {_how(record)}."
+    )
+    output.result(record.as_json())
+    return 0
+
+
+def _how(record: JobRecord) -> str:
+    return "paused" if record.is_paused and record.finished_at is None else record.state.value
+
+
+def _seen_to(state: State, job: str, *, until: Callable[[JobRecord], bool]) -> JobRecord:
+    """The record once a wish was fulfilled, or after a while. Where nobody looks after the job, this process does."""
+    from tunesmith.errors import MachineCannot
+    from tunesmith.jobs.supervisor import StopWish, run_job
+
+    end = time.monotonic() + SEEN_TO_SECONDS
+    while not until(record := state.jobs.read(job)) and time.monotonic() < end:
+        try:
+            run_job(
+                state.folder(job), state=state, environment=os.environ, on_event=lambda event: None, wish=StopWish()
+            )
+        except MachineCannot as error:
+            if error.code != "JOB_BUSY":
+                raise
+            time.sleep(0.1)
+    return record
 
 
 def _open() -> State:

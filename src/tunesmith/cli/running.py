@@ -13,8 +13,9 @@ from tunesmith.cli.report import Reporter, gigabytes, tell_samples, tell_verdict
 from tunesmith.jobs.launcher import Standby
 from tunesmith.jobs.records import JobFolder
 from tunesmith.jobs.state import State
+from tunesmith.jobs.store import Lease
 from tunesmith.jobs.supervisor import Ended, Ending, StopWish, listening_for_stop, run_job
-from tunesmith.spec.jobs import JobResult
+from tunesmith.spec.jobs import JobRecord, JobResult
 
 
 def run_in_foreground(
@@ -38,12 +39,20 @@ def run_in_foreground(
                 environment=os.environ,
                 on_event=reporter.event,
                 wish=wish,
+                prepare=lambda lease, record: _prepare(lease, record, state=state, wish=wish),
                 standby=standby,
             )
     tell_ending(ended, output=output, reporter=reporter, next_command=next_command)
     if ended.ending is Ending.STOPPED:
         return EXIT_INTERRUPTED
     return exit_code_of(ended.error) if ended.error is not None else 0
+
+
+def _prepare(lease: Lease, record: JobRecord, *, state: State, wish: StopWish) -> JobRecord:
+    """A job of the queue that is resumed here before the queue ever prepared it."""
+    from tunesmith.jobs.accept import prepare_accepted
+
+    return prepare_accepted(lease, record, state=state, environment=os.environ, wish=wish)
 
 
 def tell_ending(ended: Ended, *, output: Output, reporter: Reporter, next_command: str | None) -> None:
