@@ -23,6 +23,7 @@ from tunesmith.catalog.clock import now
 from tunesmith.errors import MachineCannot, UsageFault
 from tunesmith.files import write_json
 from tunesmith.jobs.home import Home
+from tunesmith.jobs.launcher import process_started_at
 from tunesmith.jobs.service import JobService
 from tunesmith.jobs.state import open_state
 from tunesmith.server.app import create_app
@@ -64,7 +65,9 @@ def serve(
         app = create_app(service, allowed_hosts=[host, *allowed_hosts])
 
         def begin() -> None:
-            address = {"url": url, "pid": os.getpid(), "started_at": now()}
+            pid = os.getpid()
+            # clients tell by the process's start that a pid was not given to another one since
+            address = {"url": url, "pid": pid, "process_started_at": process_started_at(pid), "started_at": now()}
             write_json(home.root / ADDRESS_NAME, address)
             LOG.info("serving", extra={"fields": address})
             tell(url)
