@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 from pathlib import Path
 from typing import Any
@@ -67,6 +68,20 @@ def test_wrong_shapes_are_refused(make_model: MakeModel, tmp_path: Path) -> None
     with pytest.raises(InputRefused) as refusal:
         load_base(inspect_model(folder, "m"), dtype=torch.float32, device=CPU)
     assert refusal.value.code == "SHAPE_MISMATCH" and "model.norm.weight" in refusal.value.message
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "code"), [("rms_norm_eps", "x", "BROKEN_CONFIG"), ("hidden_act", "nope", "MODEL_UNLOADABLE")]
+)
+def test_a_config_that_transformers_refuses_is_the_users_fault(
+    make_model: MakeModel, tmp_path: Path, key: str, value: str, code: str
+) -> None:
+    folder = Path(shutil.copytree(make_model("llama"), tmp_path / "m"))
+    config = json.loads((folder / "config.json").read_text()) | {key: value}
+    (folder / "config.json").write_text(json.dumps(config))
+    with pytest.raises(InputRefused) as refusal:
+        load_base(inspect_model(folder, "m"), dtype=torch.float32, device=CPU)
+    assert refusal.value.code == code and value in refusal.value.message and refusal.value.hint
 
 
 def test_a_folder_that_changed_since_its_inspection_is_refused(make_model: MakeModel, tmp_path: Path) -> None:

@@ -206,6 +206,17 @@ def test_traces_of_the_saving_machine_are_harmless(model: Path) -> None:
         ({"vocab_size": 321}, InputRefused, "embed_tokens"),
         ({"tie_word_embeddings": False}, InputRefused, "lm_head.weight"),
         ({"max_position_embeddings": True}, InputRefused, "max_position_embeddings"),
+        ({"num_attention_heads": 7, "head_dim": None}, InputRefused, "48 is no multiple of num_attention_heads 7"),
+        ({"pad_token_id": 320}, InputRefused, "pad_token_id is '320'"),
+        ({"pad_token_id": "x"}, InputRefused, "pad_token_id is 'x'"),
+        ({"num_key_value_heads": 3}, InputRefused, "no multiple of num_key_value_heads 3"),
+        (
+            {"num_key_value_heads": 1},
+            InputRefused,
+            "k_proj has 48 inputs and 24 outputs; config.json asks for 48 and 12",
+        ),
+        ({"head_dim": 8}, InputRefused, "q_proj has 48 inputs and 48 outputs; config.json asks for 48 and 32"),
+        ({"intermediate_size": 3}, InputRefused, "gate_proj has 48 inputs and"),
     ],
     ids=str,
 )
@@ -215,6 +226,7 @@ def test_models_that_do_not_fit_are_refused_with_the_reason(
     change(model, **values)
     error = refusal_of(model)
     assert isinstance(error, family) and expected in error.message
+    assert error.field and error.hint
 
 
 def test_missing_layers_and_tensors_are_named(model: Path) -> None:
@@ -289,6 +301,7 @@ def test_folders_with_something_wrong_are_refused(damage: Callable[[Path], Any],
     damage(model)
     error = refusal_of(model)
     assert error.code == code, error.message
+    assert error.field and error.hint
 
 
 def test_paths_that_are_no_folders(tmp_path: Path, model: Path) -> None:

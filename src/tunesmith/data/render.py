@@ -655,8 +655,9 @@ def _messages_need_template(line: int | None = None) -> InputRefused:
 
 
 def _where(line: int | None) -> str:
-    return "" if line is None else f"line {line}: "
+    """Before a message; without a row it is the template's own trial turns that failed."""
+    return "With two turns of ours, " if line is None else f"line {line}: "
 
 
-def _field(line: int | None) -> str | None:
-    return None if line is None else f"line {line}"
+def _field(line: int | None) -> str:
+    return "render" if line is None else f"line {line}"

@@ -38,6 +38,7 @@ SIDE_FILES = {
     "config.json": ("model_type", "eos_token_id", "tokenizer_class"),
     "generation_config.json": ("eos_token_id",),
 }
+_AGAIN = "Copy or download the tokenizer files again."
 NAMED_TOKENS = ("bos_token", "eos_token", "unk_token", "sep_token", "pad_token", "cls_token", "mask_token")
 VERBATIM = "TokenizersBackend"
 # model_type -> the class that transformers registers for it; other model types go through AutoTokenizer.
@@ -198,9 +199,11 @@ def _json_file(path: Path) -> Json:
     try:
         value = json.loads(path.read_text(encoding="utf-8"))
     except (ValueError, RecursionError) as error:
-        raise InputRefused("TOKENIZER_UNREADABLE", f"{path.name} is not JSON: {error}.", field=path.name) from error
+        raise InputRefused(
+            "TOKENIZER_UNREADABLE", f"{path.name} is not JSON: {error}.", field=path.name, hint=_AGAIN
+        ) from error
     if not isinstance(value, dict):
-        raise InputRefused("TOKENIZER_UNREADABLE", f"{path.name} holds no JSON object.", field=path.name)
+        raise InputRefused("TOKENIZER_UNREADABLE", f"{path.name} holds no JSON object.", field=path.name, hint=_AGAIN)
     return cast("Json", value)
 
 
@@ -209,7 +212,10 @@ def _build(document: Json, folder: Path) -> Tokenizer:
         tokenizer = Tokenizer.from_str(json.dumps(document))
     except Exception as error:
         raise InputRefused(
-            "TOKENIZER_UNREADABLE", f"tokenizer.json of {folder.name} cannot be loaded: {error}."
+            "TOKENIZER_UNREADABLE",
+            f"tokenizer.json of {folder.name} cannot be loaded: {error}.",
+            field="tokenizer.json",
+            hint=_AGAIN,
         ) from error
     tokenizer.no_truncation()
     tokenizer.no_padding()
@@ -229,6 +235,7 @@ def _load_document(folder: Path, config: Json, model_config: Json) -> _Document:
         raise InputRefused(
             "TOKENIZER_MISSING",
             f"{folder.name} has neither tokenizer.json nor tokenizer.model.",
+            field="tokenizer.json",
             hint="Copy the tokenizer files of the model into its folder.",
         )
     return _from_transformers(folder, is_bare=not config and not model_config)
@@ -243,7 +250,10 @@ def _from_tokenizer_json(folder: Path, config: Json, model_config: Json) -> _Doc
     document = _json_file(folder / "tokenizer.json")
     if not isinstance(_object(document.get("model")).get("vocab"), (dict, list)):
         raise InputRefused(
-            "TOKENIZER_UNREADABLE", "tokenizer.json has no model with a vocabulary.", field="tokenizer.json"
+            "TOKENIZER_UNREADABLE",
+            "tokenizer.json has no model with a vocabulary.",
+            field="tokenizer.json",
+            hint=_AGAIN,
         )
     kind = _tokenizer_class(config, model_config, document)
     if kind is None or "auto_map" in config:
@@ -381,7 +391,10 @@ def _from_transformers(folder: Path, *, is_bare: bool) -> _Document:
         document = json.loads(converted.backend_tokenizer.to_str())
     except Exception as error:
         raise InputRefused(
-            "TOKENIZER_UNREADABLE", f"The tokenizer of {folder.name} cannot be loaded: {str(error)[:500]}"
+            "TOKENIZER_UNREADABLE",
+            f"The tokenizer of {folder.name} cannot be loaded: {str(error)[:500]}",
+            field="model",
+            hint=_AGAIN,
         ) from error
     named = {name: str(text) for name in NAMED_TOKENS if (text := getattr(converted, name, None))}
     return document, named, bool(getattr(converted, "add_bos_token", False))

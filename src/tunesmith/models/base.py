@@ -37,6 +37,7 @@ def load_base(
             field="model",
             hint="Start a new run from the model as it is now, or restore its files.",
         )
+    from huggingface_hub.errors import StrictDataclassError
     from transformers import AutoModelForCausalLM  # heavy: only a worker that loads needs it
     from transformers.utils import logging as transformers_logging
 
@@ -54,13 +55,22 @@ def load_base(
             ignore_mismatched_sizes=True,  # reported instead, and refused below by name
             output_loading_info=True,
         )
+    except StrictDataclassError as error:
+        raise InputRefused(
+            "BROKEN_CONFIG",
+            f"config.json of {facts.name} contradicts itself: {' '.join(str(error).split())[:300]}",
+            field="config.json",
+            hint="Take config.json from the model's own source.",
+        ) from error
     except (ValueError, RuntimeError, OSError, KeyError, TypeError, AttributeError) as error:
         if isinstance(error, RuntimeError) and "memory" in str(error).lower():
             raise MachineCannot("OUT_OF_MEMORY", f"{facts.name} does not fit into memory.", field="model") from error
         raise InputRefused(
             "MODEL_UNLOADABLE",
-            f"{facts.name}: the weights do not fit the architecture of config.json ({str(error)[:300]}).",
+            f"{facts.name}: transformers cannot build the model that config.json names ({type(error).__name__}: "
+            f"{str(error)[:300]}).",
             field="model",
+            hint="Take config.json and the weights from one model, whole.",
         ) from error
     model, report = loaded
     _require_whole(facts, model, report)
@@ -87,6 +97,7 @@ def _require_whole(facts: ModelFacts, model: Any, report: dict[str, Any]) -> Non
             f"{facts.name} has {len(wrong)} tensors of the wrong shape: {name} is {list(stored)}, "
             f"config.json asks for {list(needed)}.",
             field="model",
+            hint="Take config.json and the weights from one model.",
         )
     # Tensors beside the body (another head, say) are named by the inspection; inside of it they change the results.
     body = f"{type(model).base_model_prefix}."

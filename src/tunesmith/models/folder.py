@@ -50,6 +50,7 @@ CODE_KEYS = frozenset(
 FILE_KEY = re.compile(r"(^|_)(file|files|path|paths|dir|folder|filename)$")
 # Where the saving machine kept the model: loaders overwrite these and open nothing by them.
 ORIGIN_KEYS = frozenset({"_name_or_path", "name_or_path", "base_model_name_or_path"})
+_AGAIN = "Copy or download the model again."
 _HASH_CACHE = "file-hashes.json"
 _HASH_CACHED_FROM_BYTES = 8 * 1024 * 1024
 _Identity = tuple[int, int, int, int]
@@ -87,7 +88,12 @@ def read_folder(path: Path) -> ModelFolder:
     identities: dict[str, _Identity] = {}
     settings: dict[str, dict[str, Any]] = {}
     if CONFIG not in names:
-        raise InputRefused("CONFIG_MISSING", f"{path.name} has no config.json.", field=CONFIG)
+        raise InputRefused(
+            "CONFIG_MISSING",
+            f"{path.name} has no config.json.",
+            field=CONFIG,
+            hint="Name the folder that holds config.json, the tokenizer and the safetensors files.",
+        )
     for name in SETTINGS_FILES:
         if name in names:
             identities[name] = _check_file(path, name, limit=MAXIMUM_CONFIG_BYTES)
@@ -134,7 +140,9 @@ def read_json(path: Path, *, limit: int) -> dict[str, Any]:
     with os.fdopen(open_regular(path), "rb") as handle:
         raw = handle.read(limit + 1)
     if len(raw) > limit:
-        raise InputRefused("BROKEN_CONFIG", f"{path.name} is larger than {limit:,} bytes.", field=path.name)
+        raise InputRefused(
+            "BROKEN_CONFIG", f"{path.name} is larger than {limit:,} bytes.", field=path.name, hint=_AGAIN
+        )
     if raw.startswith((b"\xef\xbb\xbf", b"\xff\xfe", b"\xfe\xff")):
         raise InputRefused(
             "BROKEN_CONFIG",
@@ -145,10 +153,12 @@ def read_json(path: Path, *, limit: int) -> dict[str, Any]:
     try:
         value = json.loads(raw)
     except (ValueError, RecursionError) as error:
-        raise InputRefused("BROKEN_CONFIG", f"{path.name} is not JSON: {str(error)[:200]}.", field=path.name) from error
+        raise InputRefused(
+            "BROKEN_CONFIG", f"{path.name} is not JSON: {str(error)[:200]}.", field=path.name, hint=_AGAIN
+        ) from error
     if not isinstance(value, dict):
         raise InputRefused(
-            "BROKEN_CONFIG", f"{path.name} holds {type(value).__name__}, not an object.", field=path.name
+            "BROKEN_CONFIG", f"{path.name} holds a {type(value).__name__}, not an object.", field=path.name, hint=_AGAIN
         )
     return cast(dict[str, Any], value)
 
@@ -157,7 +167,12 @@ def _names(path: Path) -> frozenset[str]:
     try:
         is_folder = stat.S_ISDIR(path.stat().st_mode)
     except (OSError, ValueError) as error:
-        raise InputRefused("MODEL_NOT_FOUND", f"There is no model folder at {path}.", field="model") from error
+        raise InputRefused(
+            "MODEL_NOT_FOUND",
+            f"There is no model folder at {path}.",
+            field="model",
+            hint="Check the spelling of the path.",
+        ) from error
     if not is_folder:
         raise InputRefused(
             "MODEL_NOT_A_FOLDER",
@@ -175,9 +190,15 @@ def _names(path: Path) -> frozenset[str]:
                         "TOO_MANY_FILES",
                         f"{path.name} holds more than {MAXIMUM_ENTRIES:,} files; that is no model folder.",
                         field="model",
+                        hint="Give a folder that holds the model alone.",
                     )
     except OSError as error:
-        raise InputRefused("UNREADABLE_FILE", f"{path} cannot be listed: {error.strerror}.", field="model") from error
+        raise InputRefused(
+            "UNREADABLE_FILE",
+            f"{path} cannot be listed: {error.strerror}.",
+            field="model",
+            hint="Check the folder's permissions.",
+        ) from error
     return frozenset(names)
 
 
@@ -188,7 +209,12 @@ def _check_file(folder: Path, name: str, *, limit: int | None) -> _Identity:
         try:
             target = path.resolve(strict=True)
         except (OSError, RuntimeError) as error:
-            raise InputRefused("UNSAFE_LINK", f"{name} is a link that leads nowhere.", field=name) from error
+            raise InputRefused(
+                "UNSAFE_LINK",
+                f"{name} is a link that leads nowhere.",
+                field=name,
+                hint="Copy the real file to its place.",
+            ) from error
         snapshot = folder.resolve()
         is_hub = snapshot.parent.name == "snapshots" and target.parent == snapshot.parent.parent / "blobs"
         if not is_hub:
@@ -201,7 +227,7 @@ def _check_file(folder: Path, name: str, *, limit: int | None) -> _Identity:
     os.close(open_regular(path))
     identity = _identity(path)
     if limit is not None and identity[2] > limit:
-        raise InputRefused("BROKEN_CONFIG", f"{name} is larger than {limit:,} bytes.", field=name)
+        raise InputRefused("BROKEN_CONFIG", f"{name} is larger than {limit:,} bytes.", field=name, hint=_AGAIN)
     if identity[2] < 200 and not name.endswith(".safetensors"):
         with path.open("rb") as handle:
             if handle.read(20).startswith(b"version https://git"):
@@ -273,7 +299,7 @@ def _weight_names(
     index = read_json(path / WEIGHTS_INDEX, limit=16 * MAXIMUM_CONFIG_BYTES)
     weight_map = index.get("weight_map")
     if not isinstance(weight_map, dict) or not weight_map:
-        raise InputRefused("BROKEN_INDEX", f"{WEIGHTS_INDEX} has no weight_map.", field=WEIGHTS_INDEX)
+        raise InputRefused("BROKEN_INDEX", f"{WEIGHTS_INDEX} has no weight_map.", field=WEIGHTS_INDEX, hint=_AGAIN)
     shards = sorted({str(shard) for shard in cast(dict[str, Any], weight_map).values()})
     for shard in shards:
         if not SHARD_NAME.fullmatch(shard):
@@ -281,16 +307,22 @@ def _weight_names(
                 "UNSAFE_CONFIG",
                 f"{WEIGHTS_INDEX} names {shard[:100]!r}; a shard is a plain file name in the folder.",
                 field=WEIGHTS_INDEX,
+                hint="Take the model from a source that you trust; its shards lie beside the index.",
             )
         if shard not in names:
             raise InputRefused(
                 "SHARD_MISSING",
                 f"{WEIGHTS_INDEX} names {shard}, which is not in the folder.",
                 field=shard,
-                hint="Copy or download the model again.",
+                hint=_AGAIN,
             )
     if len(shards) > MAXIMUM_SHARDS:
-        raise InputRefused("BROKEN_INDEX", f"{WEIGHTS_INDEX} names {len(shards)} shards.", field=WEIGHTS_INDEX)
+        raise InputRefused(
+            "BROKEN_INDEX",
+            f"{WEIGHTS_INDEX} names {len(shards)} shards; the limit is {MAXIMUM_SHARDS}.",
+            field=WEIGHTS_INDEX,
+            hint="Save the model in fewer, larger files.",
+        )
     extra = sorted(name for name in names if name.startswith("model-") and SHARD_NAME.fullmatch(name))
     unused = [name for name in extra if name not in shards]
     if unused:
@@ -310,7 +342,10 @@ def _no_weights(path: Path, names: frozenset[str]) -> InputRefused:
     others = sorted(name for name in names if name.endswith((".gguf", ".safetensors")))
     found = f" (found {', '.join(others[:3])})" if others else ""
     return InputRefused(
-        "NO_WEIGHTS", f"{path.name} has no {SINGLE_WEIGHTS} and no {WEIGHTS_INDEX}{found}.", field="model"
+        "NO_WEIGHTS",
+        f"{path.name} has no {SINGLE_WEIGHTS} and no {WEIGHTS_INDEX}{found}.",
+        field="model",
+        hint=f"Copy the safetensors files into the folder; a single one is called {SINGLE_WEIGHTS}.",
     )
 
 
@@ -323,6 +358,7 @@ def _require_distinct(weights: list[TensorFile]) -> None:
                     "DUPLICATE_TENSOR",
                     f"Tensor {name[:200]!r} stands in {seen[name]} and in {file.path.name}.",
                     field=file.path.name,
+                    hint=_AGAIN,
                 )
             seen[name] = file.path.name
 
@@ -333,7 +369,10 @@ def _require_index(index: Mapping[str, Any], weights: list[TensorFile]) -> None:
     for name, shard in named.items():
         if stored.get(name) != shard:
             raise InputRefused(
-                "BROKEN_INDEX", f"{WEIGHTS_INDEX} looks for {name[:200]!r} in {shard}, which lacks it.", field=shard
+                "BROKEN_INDEX",
+                f"{WEIGHTS_INDEX} looks for {name[:200]!r} in {shard}, which lacks it.",
+                field=shard,
+                hint=_AGAIN,
             )
     forgotten = sorted(set(stored) - set(named))
     if forgotten:
@@ -341,6 +380,7 @@ def _require_index(index: Mapping[str, Any], weights: list[TensorFile]) -> None:
             "BROKEN_INDEX",
             f"{stored[forgotten[0]]} holds {forgotten[0][:200]!r}, which {WEIGHTS_INDEX} does not name.",
             field=WEIGHTS_INDEX,
+            hint=_AGAIN,
         )
     metadata = index.get("metadata")
     said = cast(dict[str, Any], metadata).get("total_size") if isinstance(metadata, dict) else None

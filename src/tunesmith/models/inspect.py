@@ -12,7 +12,7 @@ import contextlib
 import re
 import sys
 import traceback
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from math import prod
 from pathlib import Path
 from typing import Any
@@ -29,6 +29,17 @@ from tunesmith.spec.models import LinearModule, ModelFacts
 
 DTYPES = {"F32": "float32", "F16": "float16", "BF16": "bfloat16"}
 HEAD = "lm_head.weight"
+# (inputs, outputs) of the linear modules whose sizes config.json names.
+_SIZES = {
+    "q_proj": ("hidden", "query"),
+    "k_proj": ("hidden", "key"),
+    "v_proj": ("hidden", "key"),
+    "o_proj": ("query", "hidden"),
+    "gate_proj": ("hidden", "middle"),
+    "up_proj": ("hidden", "middle"),
+    "down_proj": ("middle", "hidden"),
+}
+_ONE_MODEL = "Take config.json and the weights from one model."
 _LICENCE = re.compile(r"^license(?:_name)?:\s*['\"]?([A-Za-z0-9][\w.+-]{0,60})", re.MULTILINE)
 _MAXIMUM_SIZE = 1 << 40
 
@@ -51,6 +62,7 @@ def inspect_model(path: Path | str, name: str, *, cache_folder: Path | None = No
     is_tied = bool(config.get("tie_word_embeddings", family.ties_by_default))
     vocabulary_size = _require_ends(tensors, family, config, hidden_size=hidden_size, is_tied=is_tied)
     linear = _linear_modules(tensors, family, num_layers)
+    _require_sizes(linear, family, config, hidden_size=hidden_size, num_heads=num_heads)
     beside = sorted(key for key in tensors if key != HEAD and not key.startswith(family.prefix))
     counted = {key: entry for key, entry in tensors.items() if not (is_tied and key == HEAD)}
     notices = list(folder.notices)
@@ -133,6 +145,7 @@ def _require_not_quantised(folder: ModelFolder) -> None:
                     "NOT_BUILT",
                     f"{file.path.name}: {name[:200]!r} is {entry.dtype}; weights must be float32, bfloat16 or float16.",
                     field="model",
+                    hint="Use the model's float32, bfloat16 or float16 weights.",
                 )
 
 
@@ -140,7 +153,10 @@ def _size(config: Mapping[str, Any], *keys: str, default: int | None = None) -> 
     value = next((config[key] for key in keys if config.get(key) is not None), default)
     if type(value) is not int or not 1 <= value < _MAXIMUM_SIZE:
         raise InputRefused(
-            "BROKEN_CONFIG", f"config.json: {keys[0]} is {str(value)[:60]!r}, not a size.", field="config.json"
+            "BROKEN_CONFIG",
+            f"config.json: {keys[0]} is {str(value)[:60]!r}; a whole number from 1 on is needed.",
+            field="config.json",
+            hint=_ONE_MODEL,
         )
     return value
 
@@ -160,7 +176,16 @@ def _require_ends(
                 "SHAPE_MISMATCH",
                 f"{name} is {list(entry.shape)}; config.json says [{vocabulary_size}, {hidden_size}].",
                 field="config.json",
+                hint=_ONE_MODEL,
             )
+    padding = config.get("pad_token_id")
+    if padding is not None and (type(padding) is not int or not -vocabulary_size <= padding < vocabulary_size):
+        raise InputRefused(
+            "BROKEN_CONFIG",
+            f"config.json: pad_token_id is {str(padding)[:60]!r}; the vocabulary has {vocabulary_size} tokens.",
+            field="config.json",
+            hint="Name a token of the vocabulary, or take the key out.",
+        )
     return vocabulary_size
 
 
@@ -180,6 +205,7 @@ def _linear_modules(tensors: Mapping[str, TensorEntry], family: Family, num_laye
             "SHAPE_MISMATCH",
             f"The files hold layer {beyond[0]}; config.json says {num_layers} layers (0 to {num_layers - 1}).",
             field="config.json",
+            hint=_ONE_MODEL,
         )
     if num_layers > len(tensors):
         raise _missing([f"{family.prefix}{family.layers}.{len(layers)}.{family.linear[0]}.weight"])
@@ -197,7 +223,10 @@ def _linear_modules(tensors: Mapping[str, TensorEntry], family: Family, num_laye
                 continue
             if len(entry.shape) != 2 or prod(entry.shape) == 0:
                 raise InputRefused(
-                    "SHAPE_MISMATCH", f"{prefix}{linear}.weight is {list(entry.shape)}, not a matrix.", field="model"
+                    "SHAPE_MISMATCH",
+                    f"{prefix}{linear}.weight is {list(entry.shape)}, not a matrix.",
+                    field="model",
+                    hint="Copy or download the model again.",
                 )
             first = layers[0].get(f"{linear}.weight", entry) if 0 in layers else entry
             if entry.shape != first.shape:
@@ -213,6 +242,49 @@ def _linear_modules(tensors: Mapping[str, TensorEntry], family: Family, num_laye
     if missing:
         raise _missing(missing)
     return modules
+
+
+def _require_sizes(
+    linear: Sequence[LinearModule], family: Family, config: Mapping[str, Any], *, hidden_size: int, num_heads: int
+) -> None:
+    """The matrices have the sizes that config.json names. What it does not name, the architecture knows by itself."""
+    own_head_dim = config.get("head_dim") is not None or family.head_dim is not None
+    if not own_head_dim and hidden_size % num_heads:
+        raise InputRefused(
+            "BROKEN_CONFIG",
+            f"config.json: {family.hidden_size} {hidden_size} is no multiple of {family.num_heads} {num_heads}.",
+            field="config.json",
+            hint=_ONE_MODEL,
+        )
+    head_dim = _size(config, "head_dim", default=family.head_dim or hidden_size // num_heads)
+    sizes: dict[str, int | None] = {"hidden": hidden_size, "query": num_heads * head_dim, "key": None, "middle": None}
+    if config.get("num_key_value_heads") is not None:
+        num_key_value_heads = _size(config, "num_key_value_heads")
+        if num_heads % num_key_value_heads:
+            raise InputRefused(
+                "BROKEN_CONFIG",
+                f"config.json: num_attention_heads {num_heads} is no multiple of num_key_value_heads "
+                f"{num_key_value_heads}.",
+                field="config.json",
+                hint=_ONE_MODEL,
+            )
+        sizes["key"] = num_key_value_heads * head_dim
+    if config.get(family.intermediate_size) is not None:
+        sizes["middle"] = _size(config, family.intermediate_size)
+    for module in linear:
+        named = _SIZES.get(module.name.rpartition(".")[2])
+        if named is None:
+            continue
+        wanted = tuple(sizes[name] for name in named)
+        found = (module.in_features, module.out_features)
+        if any(want not in (None, size) for want, size in zip(wanted, found, strict=True)):
+            raise InputRefused(
+                "SHAPE_MISMATCH",
+                f"{module.name} has {found[0]} inputs and {found[1]} outputs; config.json asks for "
+                f"{' and '.join('any' if want is None else str(want) for want in wanted)}.",
+                field="config.json",
+                hint=_ONE_MODEL,
+            )
 
 
 def _missing(names: list[str]) -> InputRefused:

@@ -57,11 +57,19 @@ def open_regular(path: Path) -> int:
         handle = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
     except OSError as error:
         raise InputRefused(
-            "UNREADABLE_FILE", f"{path.name} cannot be read: {error.strerror}.", field=path.name
+            "UNREADABLE_FILE",
+            f"{path.name} cannot be read: {error.strerror}.",
+            field=path.name,
+            hint="Check its permissions and its disk.",
         ) from error
     if not stat.S_ISREG(os.fstat(handle).st_mode):
         os.close(handle)
-        raise InputRefused("NOT_A_FILE", f"{path.name} is not a regular file.", field=path.name)
+        raise InputRefused(
+            "NOT_A_FILE",
+            f"{path.name} is not a regular file.",
+            field=path.name,
+            hint="Copy the real file to its place.",
+        )
     return handle
 
 
@@ -166,11 +174,12 @@ def _require_contiguous(path: Path, tensors: dict[str, TensorEntry], data_bytes:
         raise _broken(
             path,
             f"is cut: tensor {last[:200]!r} ends at offset {expected}, the data at {data_bytes}",
-            hint="Copy or download the file again.",
         )
     if expected < data_bytes:
         raise _broken(path, f"has {data_bytes - expected} bytes after its last tensor (offset {expected})")
 
 
-def _broken(path: Path, fault: str, *, code: str = "BROKEN_SAFETENSORS", hint: str | None = None) -> InputRefused:
+def _broken(
+    path: Path, fault: str, *, code: str = "BROKEN_SAFETENSORS", hint: str = "Copy or download the file again."
+) -> InputRefused:
     return InputRefused(code, f"{path.name} {fault}.", field=path.name, hint=hint)

@@ -360,16 +360,17 @@ class Run:
     def _metrics(self, examples: ExampleSet, rows: np.ndarray, detail: str) -> SplitMetrics:
         scores = self.score(examples, rows, detail)
         if not math.isfinite(float(scores.nll_R.sum())):
+            rows_shown = detail.rpartition(": ")[2]
             if self.state.steps_done == 0:
                 raise InputRefused(
                     "MODEL_NOT_FINITE",
-                    f"The base model's loss on {detail} is not finite: its weights hold values that overflow.",
+                    f"The base model's loss on {rows_shown} is not finite: its weights overflow, or some are no numbers.",
                     field="model",
                     hint="Fetch the model again, or take another one.",
                 )
             raise JobFailed(
                 "DIVERGED",
-                f"The loss on {detail} is not finite.",
+                f"The loss on {rows_shown} is not finite after step {self.state.steps_done}.",
                 field="learning_rate",
                 hint=f"Lower --learning-rate (now {self.settings.learning_rate:g}).",
             )
