@@ -16,8 +16,8 @@ import sqlalchemy as sa
 
 from tunesmith.catalog.idempotency import recall, remember
 from tunesmith.files import json_bytes
-from tunesmith.jobs.finetune import default_version_set, find_datasets, lineage_of, prepare_job, write_folder
-from tunesmith.jobs.models import find_model
+from tunesmith.jobs.finetune import dataset_path, default_version_set, lineage_of, prepare_job, write_folder
+from tunesmith.jobs.inputs import dataset_name, in_location, model_folder, results_uri
 from tunesmith.jobs.records import new_job_id, now
 from tunesmith.jobs.settings import read_flat, refuse_not_built
 from tunesmith.jobs.state import State
@@ -55,18 +55,20 @@ class Submission:
 def check_submission(submission: Submission, *, state: State) -> NewJob:
     """What can be refused at a look: values not built yet, a model or a dataset that is not there.
 
-    Raises InputRefused, MachineCannot. Touches no database.
+    Raises InputRefused, MachineCannot, Unknown. Writes nothing.
     """
     request = submission.request
     refuse_not_built(request, submission.settings)
-    model = find_model(request.model)
-    find_datasets(request)
-    results = local_path(request.results, field="results").as_uri() if request.results is not None else None
+    model = model_folder(request.model, state=state, project=submission.project)
+    names = [_dataset_name(text, field, state=state, project=submission.project) for field, text in _datasets(request)]
+    results = None
+    if request.results is not None:
+        results = local_path(results_uri(request.results, state=state, field="results"), field="results").as_uri()
     return NewJob(
         job_id=new_job_id(),
         request=request,
         settings=submission.settings,
-        version_set=request.version_set or default_version_set(model.name, request.dataset),
+        version_set=request.version_set or default_version_set(model.name, names[0]),
         results_uri=results,
         results_root=state.home.results,
         base_name=model.name,
@@ -75,6 +77,19 @@ def check_submission(submission: Submission, *, state: State) -> NewJob:
         priority=submission.priority,
         run_limit_seconds=submission.run_limit_seconds,
     )
+
+
+def _datasets(request: FinetuneRequest) -> list[tuple[str, str]]:
+    fields = ("dataset", "validation_dataset", "test_dataset")
+    return [(field, text) for field in fields if (text := getattr(request, field)) is not None]
+
+
+def _dataset_name(text: str, field: str, *, state: State, project: str) -> str:
+    """What it is called, if it is there; what lies in a store is looked at when the job starts."""
+    name = dataset_name(text, state=state, project=project)
+    if name is None and in_location(text) is None:
+        dataset_path(text, field=field)
+    return name or text
 
 
 def submit(
@@ -94,7 +109,7 @@ def submit(
     return record, True
 
 
-def cloned(job_id: str, *, state: State, overrides: Mapping[str, Any]) -> Submission:
+def cloned(job_id: str, *, state: State, overrides: Mapping[str, Any], submitted_by: str = LOCAL_USER) -> Submission:
     """What makes the same job again, with some fields of the request or the settings changed.
 
     Raises Unknown, UsageFault for a field or a value that there is not.
@@ -107,6 +122,7 @@ def cloned(job_id: str, *, state: State, overrides: Mapping[str, Any]) -> Submis
         request=changed_request,
         settings=changed_settings,
         project=record.project,
+        submitted_by=submitted_by,
         priority=record.priority,
         run_limit_seconds=record.run_limit_seconds,
     )

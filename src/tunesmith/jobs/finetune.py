@@ -17,15 +17,16 @@ from typing import Literal
 from tunesmith.data.rows import check_file, require_rows
 from tunesmith.errors import InputRefused, MachineCannot
 from tunesmith.jobs.home import Home
+from tunesmith.jobs.inputs import dataset_file, model_folder
 from tunesmith.jobs.inspection import Inspection
-from tunesmith.jobs.models import FoundModel, find_model
+from tunesmith.jobs.models import FoundModel
 from tunesmith.jobs.records import JobFolder, create_job, new_job_id
 from tunesmith.jobs.settings import option_name, refuse_not_built
 from tunesmith.jobs.state import State
 from tunesmith.plan.machine import Machine, this_machine
 from tunesmith.plan.resolve import refuse_precision, resolve
 from tunesmith.plan.speed import machine_speed
-from tunesmith.spec.catalog import Lineage, LineageDataset
+from tunesmith.spec.catalog import DEFAULT_PROJECT, Lineage, LineageDataset
 from tunesmith.spec.datasets import DatasetInput, DatasetReport, InspectRequest, Notice, Preparation
 from tunesmith.spec.jobs import FINAL_STATES, JobFile, JobRecord, JobState
 from tunesmith.spec.models import ModelFacts
@@ -73,6 +74,7 @@ def prepare_job(
     progress: Progress,
     with_previews: bool = False,
     job_id: str | None = None,
+    project: str = DEFAULT_PROJECT,
     is_unwanted: Callable[[], bool] = lambda: False,
     on_machine: Callable[[Machine], None] = lambda _: None,
 ) -> PreparedJob:
@@ -83,8 +85,8 @@ def prepare_job(
     """
     home = state.home
     refuse_not_built(request, settings)
-    model = find_model(request.model)
-    datasets = find_datasets(request)
+    model = model_folder(request.model, state=state, project=project)
+    datasets = find_datasets(request, state=state, project=project, environment=environment)
     target = local_path(request.results, field="--results") if request.results is not None else None
     if target is not None:
         _check_results(target, datasets=datasets, model=model, home=home)
@@ -129,7 +131,7 @@ def prepare_job(
         preparation=response.preparation,
         plan=plan,
         machine=machine,
-        version_set=request.version_set or default_version_set(model.name, request.dataset),
+        version_set=request.version_set or default_version_set(model.name, datasets[0].name),
         target=target,
     )
 
@@ -201,18 +203,25 @@ def lineage_of(prepared: PreparedJob) -> Lineage:
     )
 
 
-def find_datasets(request: FinetuneRequest) -> list[DatasetInput]:
-    """The dataset files by role, each there and readable. Raises InputRefused."""
+def find_datasets(
+    request: FinetuneRequest, *, state: State, project: str, environment: Mapping[str, str]
+) -> list[DatasetInput]:
+    """The dataset files by role, each there and readable, fetched where need be. Raises InputRefused, Unknown."""
     roles: list[tuple[Literal["training", "validation", "test"], str | None, str]] = [
         ("training", request.dataset, "dataset"),
         ("validation", request.validation_dataset, "validation_dataset"),
         ("test", request.test_dataset, "test_dataset"),
     ]
-    return [
-        DatasetInput(role=role, path=str(dataset_path(text, field=field)), name=text, columns=dict(request.columns))
-        for role, text, field in roles
-        if text is not None
-    ]
+    found: list[DatasetInput] = []
+    for role, text, field in roles:
+        if text is None:
+            continue
+        known = dataset_file(text, state=state, project=project, environment=environment, field=field)
+        path = known.path if known is not None else dataset_path(text, field=field)
+        name = known.name if known is not None else text
+        columns = dict(request.columns or (known.columns if known is not None else {}))
+        found.append(DatasetInput(role=role, path=str(path), name=name, columns=columns))
+    return found
 
 
 def dataset_path(text: str, *, field: str) -> Path:

@@ -90,6 +90,14 @@ def dataset_file(
     return FoundDataset(path=fetched.path, name=text, columns={})
 
 
+def dataset_name(text: str, *, state: State, project: str) -> str | None:
+    """What the owner of a dataset's id calls it; None for anything else. Fetches nothing. Raises Unknown."""
+    if DATASET_ID.fullmatch(text) is None:
+        return None
+    with state.database.read() as connection:
+        return find_dataset(connection, text, project=project).name
+
+
 def in_location(text: str) -> tuple[str, str] | None:
     """`team-data:support/rows.jsonl` in two; None for a path or a URI."""
     found = IN_LOCATION.fullmatch(text)
