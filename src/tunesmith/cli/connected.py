@@ -29,6 +29,7 @@ LimitOption = Annotated[int | None, typer.Option("--limit", min=1, help="At most
 SearchOption = Annotated[str | None, typer.Option("--search", help="Only those whose name or description holds it.")]
 DescriptionOption = Annotated[str | None, typer.Option("--description", help="Free text.")]
 NameOption = Annotated[str | None, typer.Option("--name", help="What it is called.")]
+TagOption = Annotated[str | None, typer.Option("--tag", metavar="KEY[=VALUE]", help="Only with this tag.")]
 TagsOption = Annotated[list[str] | None, typer.Option("--tag", metavar="KEY=VALUE", help="A tag; once for each.")]
 
 

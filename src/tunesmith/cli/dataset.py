@@ -18,6 +18,7 @@ from tunesmith.cli.connected import (
     LimitOption,
     NameOption,
     SearchOption,
+    TagOption,
     TagsOption,
     complete_dataset,
     complete_location,
@@ -181,11 +182,13 @@ def tell_previews(preparation: Preparation, *, output: Output) -> None:
 
 
 @app.command("list")
-def list_(search: SearchOption = None, limit: LimitOption = None, json_wanted: JsonOption = False) -> int:
+def list_(
+    search: SearchOption = None, tag: TagOption = None, limit: LimitOption = None, json_wanted: JsonOption = False
+) -> int:
     """List the service's datasets, the newest first."""
     output = Output(json_wanted=json_wanted)
     with connected() as client:
-        datasets = client.datasets.list(search=search, limit=limit)
+        datasets = client.datasets.list(search=search, tag=tag, limit=limit)
     if not json_wanted:
         rows = [
             (each.dataset_id, each.kind, each.rows, each.bytes, each.created_at[:19], each.name) for each in datasets

@@ -11,6 +11,7 @@ from tunesmith.cli.connected import (
     DescriptionOption,
     JsonOption,
     LimitOption,
+    TagOption,
     TagsOption,
     complete_model,
     connected,
@@ -27,9 +28,9 @@ Model = Annotated[str, typer.Argument(metavar="MODEL", help="Its name.", autocom
 
 
 @app.command("list")
-def list_(limit: LimitOption = None, json_wanted: JsonOption = False) -> int:
+def list_(tag: TagOption = None, limit: LimitOption = None, json_wanted: JsonOption = False) -> int:
     """List the base models of the catalog."""
-    return _list(None, limit=limit, output=Output(json_wanted=json_wanted))
+    return _list(None, tag=tag, limit=limit, output=Output(json_wanted=json_wanted))
 
 
 @app.command()
@@ -39,14 +40,14 @@ def search(
     json_wanted: JsonOption = False,
 ) -> int:
     """List the base models whose name or description holds TEXT."""
-    return _list(text, limit=limit, output=Output(json_wanted=json_wanted))
+    return _list(text, tag=None, limit=limit, output=Output(json_wanted=json_wanted))
 
 
-def _list(text: str | None, *, limit: int | None, output: Output) -> int:
+def _list(text: str | None, *, tag: str | None, limit: int | None, output: Output) -> int:
     from tunesmith.cli.report import gigabytes
 
     with connected() as client:
-        models = client.models.list(search=text, limit=limit)
+        models = client.models.list(search=text, tag=tag, limit=limit)
     if not output.json_wanted:
         rows = [
             (

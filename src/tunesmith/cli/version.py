@@ -13,6 +13,7 @@ from tunesmith.cli.connected import (
     LimitOption,
     NameOption,
     SearchOption,
+    TagOption,
     TagsOption,
     complete_version,
     complete_version_set,
@@ -44,7 +45,7 @@ def list_(
     state: Annotated[
         str | None, typer.Option("--state", help="Only in this state: CREATING, ACTIVE, FAILED, CANCELED or DELETED.")
     ] = None,
-    tag: Annotated[str | None, typer.Option("--tag", metavar="KEY[=VALUE]", help="Only with this tag.")] = None,
+    tag: TagOption = None,
     limit: LimitOption = None,
     json_wanted: JsonOption = False,
 ) -> int:

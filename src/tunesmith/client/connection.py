@@ -67,10 +67,12 @@ def running_server(home: Path) -> str | None:
     """The URL of the server that runs on this state folder, by its `server.json`; None where its process is gone."""
     try:
         told = json.loads((home / SERVER_FILE).read_text(encoding="utf-8"))
-        url, pid, started_at = told["url"], told["pid"], told.get("started_at")
+        url, pid = str(told["url"]), int(told["pid"])
+        began = float(told["process_started_at"])
     except (OSError, ValueError, KeyError, TypeError):
         return None
-    return str(url) if is_running(int(pid), started_at=started_at) else None
+    # a process that began at another time got the pid of a server that was killed: it must not be sent our token
+    return url if is_running(pid, started_at=began) else None
 
 
 def home_token(home: Path) -> str | None:

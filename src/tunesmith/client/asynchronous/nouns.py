@@ -14,6 +14,7 @@ from urllib.parse import quote
 
 from tunesmith.client.asynchronous.wire import AsyncWire
 from tunesmith.client.streams import FileBody, Progress
+from tunesmith.spec.api import DatasetPreview
 from tunesmith.spec.catalog import (
     AliasView,
     AuditView,
@@ -55,8 +56,11 @@ class _Noun:
 class AsyncModels(_Noun):
     """Base models of the catalog."""
 
-    async def list(self, *, search: str | None = None, limit: int | None = None) -> list[BaseModelView]:
-        return await self._wire.pages(BaseModelView, "/api/models", "models", query={"search": search}, limit=limit)
+    async def list(
+        self, *, search: str | None = None, tag: str | None = None, limit: int | None = None
+    ) -> list[BaseModelView]:
+        query = {"search": search, "tag": tag}
+        return await self._wire.pages(BaseModelView, "/api/models", "models", query=query, limit=limit)
 
     async def get(self, name: str) -> BaseModelView:
         return await self._wire.fetch(BaseModelView, "GET", f"/api/models/{quote(name)}")
@@ -79,8 +83,11 @@ class AsyncModels(_Noun):
 class AsyncDatasets(_Noun):
     """Datasets: uploaded, or registered where they lie in a declared location."""
 
-    async def list(self, *, search: str | None = None, limit: int | None = None) -> list[DatasetView]:
-        return await self._wire.pages(DatasetView, "/api/datasets", "datasets", query={"search": search}, limit=limit)
+    async def list(
+        self, *, search: str | None = None, tag: str | None = None, limit: int | None = None
+    ) -> list[DatasetView]:
+        query = {"search": search, "tag": tag}
+        return await self._wire.pages(DatasetView, "/api/datasets", "datasets", query=query, limit=limit)
 
     async def get(self, dataset_id: str) -> DatasetView:
         return await self._wire.fetch(DatasetView, "GET", f"/api/datasets/{part(dataset_id)}")
@@ -114,10 +121,10 @@ class AsyncDatasets(_Noun):
 
     async def preview(
         self, dataset_id: str, model: str, *, render: Literal["auto", "chat", "plain"] = "auto"
-    ) -> dict[str, Any]:
+    ) -> DatasetPreview:
         """Some rows as this model would learn them, in pieces of text learned or not."""
         query = {"model": model, "render": render}
-        return await self._wire.document("GET", f"/api/datasets/{part(dataset_id)}/preview", query=query)
+        return await self._wire.fetch(DatasetPreview, "GET", f"/api/datasets/{part(dataset_id)}/preview", query=query)
 
     async def delete(self, dataset_id: str) -> None:
         await self._wire.send("DELETE", f"/api/datasets/{part(dataset_id)}")

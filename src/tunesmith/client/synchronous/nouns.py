@@ -15,6 +15,7 @@ from urllib.parse import quote
 
 from tunesmith.client.streams import FileBody, Progress
 from tunesmith.client.synchronous.wire import Wire
+from tunesmith.spec.api import DatasetPreview
 from tunesmith.spec.catalog import (
     AliasView,
     AuditView,
@@ -56,8 +57,11 @@ class _Noun:
 class Models(_Noun):
     """Base models of the catalog."""
 
-    def list(self, *, search: str | None = None, limit: int | None = None) -> list[BaseModelView]:
-        return self._wire.pages(BaseModelView, "/api/models", "models", query={"search": search}, limit=limit)
+    def list(
+        self, *, search: str | None = None, tag: str | None = None, limit: int | None = None
+    ) -> list[BaseModelView]:
+        query = {"search": search, "tag": tag}
+        return self._wire.pages(BaseModelView, "/api/models", "models", query=query, limit=limit)
 
     def get(self, name: str) -> BaseModelView:
         return self._wire.fetch(BaseModelView, "GET", f"/api/models/{quote(name)}")
@@ -80,8 +84,9 @@ class Models(_Noun):
 class Datasets(_Noun):
     """Datasets: uploaded, or registered where they lie in a declared location."""
 
-    def list(self, *, search: str | None = None, limit: int | None = None) -> list[DatasetView]:
-        return self._wire.pages(DatasetView, "/api/datasets", "datasets", query={"search": search}, limit=limit)
+    def list(self, *, search: str | None = None, tag: str | None = None, limit: int | None = None) -> list[DatasetView]:
+        query = {"search": search, "tag": tag}
+        return self._wire.pages(DatasetView, "/api/datasets", "datasets", query=query, limit=limit)
 
     def get(self, dataset_id: str) -> DatasetView:
         return self._wire.fetch(DatasetView, "GET", f"/api/datasets/{part(dataset_id)}")
@@ -115,10 +120,10 @@ class Datasets(_Noun):
 
     def preview(
         self, dataset_id: str, model: str, *, render: Literal["auto", "chat", "plain"] = "auto"
-    ) -> dict[str, Any]:
+    ) -> DatasetPreview:
         """Some rows as this model would learn them, in pieces of text learned or not."""
         query = {"model": model, "render": render}
-        return self._wire.document("GET", f"/api/datasets/{part(dataset_id)}/preview", query=query)
+        return self._wire.fetch(DatasetPreview, "GET", f"/api/datasets/{part(dataset_id)}/preview", query=query)
 
     def delete(self, dataset_id: str) -> None:
         self._wire.send("DELETE", f"/api/datasets/{part(dataset_id)}")
