@@ -59,6 +59,7 @@ COMMANDS = {
     "network": "List and declare networks.",
     "token": "List, make and revoke tokens of the service.",
     "audit": "List who changed what.",
+    "state": "Show, back up, restore and clean the state folder.",
     "system": "Show the server: release, disk, devices, queue.",
     "serve": "Serve the REST API, and run the jobs submitted to it.",
     "doctor": "Show what this machine has, and the one command that mends what is wrong.",

@@ -37,6 +37,11 @@ class Home:
         return self.root / "logs"
 
     @property
+    def serve_lock(self) -> Path:
+        """Held by the server of this state folder, for as long as it runs."""
+        return self.root / "serve.lock"
+
+    @property
     def datasets(self) -> Path:
         """Uploaded datasets, a folder each, named by their ids."""
         return self.root / "datasets"
