@@ -1,8 +1,14 @@
 from __future__ import annotations
 
+import io
+import sys
+from pathlib import Path
+
 import pytest
 
 from tunesmith.cli.output import Output, visible
+from tunesmith.cli.report import Reporter
+from tunesmith.errors import MachineCannot
 
 
 @pytest.mark.parametrize(
@@ -31,3 +37,38 @@ def test_words_for_people_go_to_standard_error_under_json(capsys: pytest.Capture
     captured = capsys.readouterr()
     assert captured.err == "hello\n"
     assert captured.out.count("\n") == 1, "the object stands on one line"
+
+
+def test_a_result_that_cannot_be_written_is_an_error_and_no_traceback(monkeypatch: pytest.MonkeyPatch) -> None:
+    if not Path("/dev/full").exists():
+        pytest.skip("no /dev/full on this system")
+    with open("/dev/full", "w") as full:
+        monkeypatch.setattr(sys, "stdout", full)
+        output = Output(json_wanted=True)
+        with pytest.raises(MachineCannot, match="No space left") as lost:
+            output.result({"state": "SUCCEEDED"})
+        output.error(lost.value.form())
+        Output(json_wanted=False).say("a full disk stops no work")
+
+
+def test_streams_that_were_closed_before_the_start_are_no_fault(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sys, "stdout", None)
+    monkeypatch.setattr(sys, "stderr", None)
+    output = Output(json_wanted=False)
+    output.say("hello")
+    output.warn("hello")
+    sys.stdout.close()
+    sys.stderr.close()
+
+
+def test_a_dumb_terminal_gets_lines_and_no_bar(monkeypatch: pytest.MonkeyPatch) -> None:
+    class Terminal(io.StringIO):
+        def isatty(self) -> bool:
+            return True
+
+    shown = Terminal()
+    monkeypatch.setattr(sys, "stdout", shown)
+    monkeypatch.setenv("TERM", "dumb")
+    with Reporter(Output(json_wanted=False)) as reporter:
+        reporter.say("a line")
+    assert shown.getvalue() == "a line\n"

@@ -1,7 +1,7 @@
 """Where a command's words go: human text and, under `--json`, one object on the last line of standard output.
 
 User text never reaches a terminal as it is: control and bidirectional characters are shown, not obeyed. A reader that
-went away (a closed pipe) silences the output and stops nothing.
+went away (a closed pipe) silences the output and stops nothing; nor does a full disk, but a lost result is an error.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ import os
 import sys
 from typing import Any, TextIO
 
-from tunesmith.errors import ErrorForm
+from tunesmith.errors import ErrorForm, MachineCannot
 from tunesmith.text import visible
 
 __all__ = ["Output", "Unbreakable", "silence", "visible"]
@@ -22,6 +22,9 @@ class Output:
 
     def __init__(self, *, json_wanted: bool) -> None:
         self.json_wanted = json_wanted
+        # a stream that was closed before the start is None
+        sys.stdout = sys.stdout or open(os.devnull, "w")  # noqa: SIM115  # as long as the process lives
+        sys.stderr = sys.stderr or open(os.devnull, "w")  # noqa: SIM115
         for stream in (sys.stdout, sys.stderr):
             if hasattr(stream, "reconfigure"):
                 stream.reconfigure(errors="backslashreplace")  # type: ignore[union-attr]  # text files have it
@@ -40,9 +43,19 @@ class Output:
         self._write(sys.stderr, visible(text, keep_newlines=True) + "\n")
 
     def result(self, value: Any) -> None:
-        """The object of `--json`, on one line; nothing without it."""
-        if self.json_wanted:
-            self._write(sys.stdout, json.dumps(value, ensure_ascii=False, allow_nan=False) + "\n")
+        """The object of `--json`, on one line; nothing without it. Raises MachineCannot if it cannot be written."""
+        failure = self._write_object(value)
+        if failure is not None:
+            raise MachineCannot(
+                "OUTPUT_LOST",
+                f"The result could not be written to standard output: {failure.strerror}.",
+                hint="Send the output elsewhere. A job that ran is kept: `tunesmith job list` shows it.",
+            )
+
+    def _write_object(self, value: Any) -> OSError | None:
+        if not self.json_wanted:
+            return None
+        return self._write(sys.stdout, json.dumps(value, ensure_ascii=False, allow_nan=False) + "\n")
 
     def error(self, form: ErrorForm) -> None:
         """An error for people on standard error, and for a program as the last line of standard output."""
@@ -50,14 +63,19 @@ class Output:
         if form["hint"]:
             self.warn(f"  {form['hint']}")
         self.warn(f"  ({form['code']})")
-        self.result({"error": form})
+        self._write_object({"error": form})
 
-    def _write(self, stream: TextIO, text: str) -> None:
+    def _write(self, stream: TextIO, text: str) -> OSError | None:
+        """The failure, if it is one that the reader did not choose."""
         try:
             stream.write(text)
             stream.flush()
         except BrokenPipeError:
             silence(stream)
+        except OSError as error:
+            silence(stream)
+            return error
+        return None
 
 
 def silence(stream: TextIO) -> None:
@@ -68,7 +86,7 @@ def silence(stream: TextIO) -> None:
 
 
 class Unbreakable:
-    """A stream for rich that survives its reader's leaving."""
+    """A stream for rich that survives its reader's leaving and a full disk."""
 
     def __init__(self, stream: TextIO) -> None:
         self._stream = stream
@@ -77,14 +95,14 @@ class Unbreakable:
     def write(self, text: str) -> int:
         try:
             return self._stream.write(text)
-        except BrokenPipeError:
+        except OSError:
             silence(self._stream)
             return len(text)
 
     def flush(self) -> None:
         try:
             self._stream.flush()
-        except BrokenPipeError:
+        except OSError:
             silence(self._stream)
 
     def isatty(self) -> bool:

@@ -6,6 +6,7 @@ every few seconds only.
 
 from __future__ import annotations
 
+import os
 import time
 from types import TracebackType
 from typing import TYPE_CHECKING, Self
@@ -66,7 +67,8 @@ class Reporter:
 
     def __init__(self, output: Output) -> None:
         self._output = output
-        self._is_terminal = output.human.isatty()
+        # a dumb terminal cannot redraw a bar: it gets lines, as a file does
+        self._is_terminal = output.human.isatty() and os.environ.get("TERM") not in ("dumb", "unknown")
         self._told: set[tuple[str, str]] = set()
         self._phase: tuple[str, str | None] | None = None
         self._has_header = False

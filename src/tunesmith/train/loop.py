@@ -364,7 +364,7 @@ class Run:
             if self.state.steps_done == 0:
                 raise InputRefused(
                     "MODEL_NOT_FINITE",
-                    f"The base model's loss on {rows_shown} is not finite: its weights overflow, or some are no numbers.",
+                    f"The base model's loss on {rows_shown} is not finite: weights overflow, or some are no numbers.",
                     field="model",
                     hint="Fetch the model again, or take another one.",
                 )
