@@ -109,7 +109,7 @@ def _methods(request: Request) -> set[str]:
     """Of every route with this path; the framework tells those of the first one."""
     routes = [route for route in request.app.routes if isinstance(route, APIRoute)]
     path = request.scope["path"]
-    return {method for route in routes if route.path_regex.match(path) for method in route.methods}
+    return {method for route in routes if route.path_regex.match(path) for method in route.methods or ()}
 
 
 async def _validation(request: Request, error: Exception) -> Response:

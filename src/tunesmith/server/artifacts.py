@@ -82,6 +82,9 @@ class _Sink:
     def flush(self) -> None:
         pass
 
+    def close(self) -> None:
+        pass
+
     def taken(self) -> Iterator[bytes]:
         parts, self._parts = self._parts, []
         if parts:

@@ -108,7 +108,8 @@ def _keep(
         fsync_folder(folder)
         fsync_folder(folder.parent)
         new = NewDataset(
-            name=name, sha256=arrived.sha256, columns=columns, report=arrived.report, file_name=file_name
+            name=name, sha256=arrived.sha256, columns=columns, report=arrived.report, file_name=file_name,
+            location=None, source_uri=None,
         )  # fmt: skip
 
         def make(connection: sa.Connection) -> str:
@@ -213,7 +214,7 @@ def preview_dataset(call: CallNow, dataset_id: str, query: Annotated[PreviewQuer
         model_name=model.name,
         model_path=str(model.path),
         datasets=[DatasetInput(role="training", path=str(file.path), name=dataset.name, columns=dataset.columns)],
-        settings=TrainingSettings(render=query.render, validation_fraction=0, too_long="cut"),
+        settings=TrainingSettings.model_validate({"render": query.render, "validation_fraction": 0, "too_long": "cut"}),
         cache_folder=str(call.state.home.cache),
         with_previews=True,
     )
