@@ -39,7 +39,28 @@ def test_what_is_written_is_read(tmp_path: Path) -> None:
     assert [table.stored_row(i).tolist() for i in range(3)] == [[0, 1], [2, 3, 4], [5, 6, 7, 8]]
     assert table.index["line"].tolist() == [1, 2, 3, 4, 5]
     assert table.index["hash"][1].tolist() == [0x0202020202020202] * 2
-    assert not table.tokens.flags.writeable
+    assert not table.stored_row(0).flags.writeable
+
+
+@pytest.mark.skipif(
+    not Path("/proc/self/statm").exists(), reason="resident memory is read from /proc, which is Linux's"
+)
+def test_reading_rows_does_not_keep_the_file_in_memory(tmp_path: Path) -> None:
+    rows, length = 200, 100_000  # 80 MB
+    with TableWriter(tmp_path, "large") as writer:
+        for number in range(rows):
+            writer.append(rendered([length]), lines=[number + 1], hashes=[bytes(16)])
+        writer.commit({})
+    table = open_table(tmp_path, "large")
+    assert table is not None
+    before = resident_bytes()
+    for number in range(rows):
+        assert len(table.stored_row(number)) == length
+    assert resident_bytes() - before < 20_000_000
+
+
+def resident_bytes() -> int:
+    return int(Path("/proc/self/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
 
 
 def test_nothing_stays_of_a_build_that_fails(tmp_path: Path) -> None:

@@ -138,9 +138,9 @@ class ExampleSet:
         return self._renderer.tokenizer.decode(ids)
 
     def _stored(self, index: int) -> NDArray[np.uint32]:
-        entry = self._table.index[self._rows[index]]
-        start = int(entry["offset"])
-        stored = self._table.tokens[start : start + int(entry["length"])]
+        number = self._rows[index]
+        entry = self._table.index[number]
+        stored = self._table.stored_row(number)
         if len(stored) <= self._limit:
             return stored
         return cut(stored, cut_start=int(entry["cut_start"]), cut_length=int(entry["cut_length"]), limit=self._limit)

@@ -1,4 +1,4 @@
-"""Token cache: the rendered rows of one dataset file, memory-mapped, keyed by all that touches tokens.
+"""Token cache: the rendered rows of one dataset file, kept on disk, keyed by all that touches tokens.
 
 In: a stream of rendered rows. Out: a `TokenTable`, read through the page cache, so a dataset may be larger than
 memory. A cache is a folder of three files (`tokens.bin`, `index.bin`, `meta.json`), written under a temporary name and
@@ -10,9 +10,11 @@ that still needs one has it open or builds it again. This file does not read dat
 from __future__ import annotations
 
 import contextlib
+import errno
 import json
 import os
 import shutil
+import weakref
 import zlib
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -41,14 +43,29 @@ INDEX = np.dtype(
 )
 
 
+class TokenFile:
+    """tokens.bin, read row by row. Not mapped: pages of a map once touched count as this process's memory."""
+
+    def __init__(self, path: Path) -> None:
+        self._descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+        weakref.finalize(self, os.close, self._descriptor)
+
+    def read(self, *, start: int, count: int) -> NDArray[np.uint32]:
+        """`count` tokens from token `start`; read-only. The system's page cache keeps what is read often."""
+        content = os.pread(self._descriptor, count * 4, start * 4)
+        if len(content) != count * 4:
+            raise OSError(errno.EIO, "tokens.bin ends before its last row; it was changed while it was read")
+        return np.frombuffer(content, np.uint32)
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TokenTable:
-    """Rows in file order. tokens: uint32 with render.LEARNED_BIT; index: INDEX records. Both are read-only maps.
+    """Rows in file order. tokens: uint32 with render.LEARNED_BIT; index: INDEX records, a read-only map.
 
     facts: what the builder noted beside the tokens (JSON values). folder: where the three files lie.
     """
 
-    tokens: NDArray[np.uint32]
+    tokens: TokenFile
     index: NDArray[Any]
     facts: dict[str, Any]
     folder: Path
@@ -66,8 +83,7 @@ class TokenTable:
 
     def stored_row(self, number: int) -> NDArray[np.uint32]:
         entry = self.index[number]
-        start = int(entry["offset"])
-        return self.tokens[start : start + int(entry["length"])]
+        return self.tokens.read(start=int(entry["offset"]), count=int(entry["length"]))
 
 
 class TableWriter:
@@ -153,17 +169,17 @@ def open_table(root: Path, key: str) -> TokenTable | None:
     with contextlib.suppress(OSError):  # a read-only cache is still a cache; only its age is lost
         os.utime(folder / "meta.json")
     return TokenTable(
-        tokens=_mapped(folder / "tokens.bin", np.dtype(np.uint32)),
-        index=_mapped(folder / "index.bin", INDEX),
+        tokens=TokenFile(folder / "tokens.bin"),
+        index=_mapped(folder / "index.bin"),
         facts=facts,
         folder=folder,
     )
 
 
-def _mapped(path: Path, dtype: np.dtype[Any]) -> NDArray[Any]:
+def _mapped(path: Path) -> NDArray[Any]:
     if path.stat().st_size == 0:
-        return np.zeros(0, dtype)
-    return np.memmap(path, dtype, mode="r").view(np.ndarray)  # a plain view: memmap's own indexing is 5 times slower
+        return np.zeros(0, INDEX)
+    return np.memmap(path, INDEX, mode="r").view(np.ndarray)  # a plain view: memmap's own indexing is 5 times slower
 
 
 def discard(root: Path, key: str) -> None:
