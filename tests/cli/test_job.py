@@ -12,6 +12,7 @@ from tests.jobs.test_supervisor import supervise_in_a_process, wait_for
 from tunesmith.jobs.home import Home
 from tunesmith.jobs.records import JobFolder
 from tunesmith.jobs.state import open_state
+from tunesmith.jobs.store import LeaseLost
 from tunesmith.jobs.supervisor import StopWish, run_job
 from tunesmith.spec.jobs import JobResult
 
@@ -158,3 +159,14 @@ def test_a_job_that_was_not_prepared_yet_is_shown_as_it_was_asked_for(tunesmith:
     told = tunesmith("job", "show", job.job_id, "--json").json
     assert told["settings"]["lora_rank"] == 32 and told["rows"] is None
     assert "base      tiny" in tunesmith("job", "show", job.job_id).out
+
+
+def test_a_lost_lease_is_told_in_plain_words(
+    tunesmith: Tunesmith, job: JobFolder, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def lost(*_: object, **__: object) -> None:
+        raise LeaseLost(job.job_id)
+
+    monkeypatch.setattr("tunesmith.cli.running.run_job", lost)
+    done = tunesmith("job", "resume", job.job_id, "--json")
+    assert (done.code, done.json["error"]["code"]) == (4, "LEASE_LOST") and job.job_id in done.json["error"]["message"]

@@ -3,17 +3,19 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Generator
+from contextlib import contextmanager
 from pathlib import Path
 from urllib.parse import unquote, urlsplit
 
 from tunesmith.cli.app import EXIT_INTERRUPTED, exit_code_of
 from tunesmith.cli.output import Output
 from tunesmith.cli.report import Reporter, gigabytes, tell_samples, tell_verdict
+from tunesmith.errors import MachineCannot
 from tunesmith.jobs.launcher import Standby
 from tunesmith.jobs.records import JobFolder
 from tunesmith.jobs.state import State
-from tunesmith.jobs.store import Lease
+from tunesmith.jobs.store import Lease, LeaseLost
 from tunesmith.jobs.supervisor import Ended, Ending, StopWish, listening_for_stop, run_job
 from tunesmith.spec.jobs import JobRecord, JobResult
 
@@ -32,7 +34,7 @@ def run_in_foreground(
     with listening_for_stop(wish):
         folder = find()
         reporter.say(f"Job {folder.job_id}")
-        with reporter:
+        with reporter, _telling_who_took_it():
             ended = run_job(
                 folder,
                 state=state,
@@ -46,6 +48,19 @@ def run_in_foreground(
     if ended.ending is Ending.STOPPED:
         return EXIT_INTERRUPTED
     return exit_code_of(ended.error) if ended.error is not None else 0
+
+
+@contextmanager
+def _telling_who_took_it() -> Generator[None]:
+    try:
+        yield
+    except LeaseLost as error:
+        raise MachineCannot(
+            "LEASE_LOST",
+            f"Another process looks after {error} now, since this one was silent for too long; nothing is lost.",
+            field="JOB",
+            hint=f"Watch it with `tunesmith job show {error}`.",
+        ) from error
 
 
 def _prepare(lease: Lease, record: JobRecord, *, state: State, wish: StopWish) -> JobRecord:
