@@ -61,9 +61,7 @@ def ceph_gateway(folder: Path) -> Generator[str]:
     """The URL of a new gateway whose user has ACCESS_KEY and SECRET_KEY."""
     fsid, monitor_port, gateway_port = str(uuid.uuid4()), free_port(), free_port()
     config = folder / "ceph.conf"
-    config.write_text(
-        CONFIG.format(fsid=fsid, folder=folder, monitor_port=monitor_port, gateway_port=gateway_port)
-    )
+    config.write_text(CONFIG.format(fsid=fsid, folder=folder, monitor_port=monitor_port, gateway_port=gateway_port))
     for name in ("mon", "osd"):
         (folder / name).mkdir()
     environment = {**os.environ, "CEPH_CONF": str(config)}

@@ -14,7 +14,9 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Literal
 from urllib.parse import parse_qs, urlsplit
 
-Fault = Literal["500", "503", "garbage", "drop", "drop-answer", "slow", "short", "flip", "redirect", "secretive", "full"]
+Fault = Literal[
+    "500", "503", "garbage", "drop", "drop-answer", "slow", "short", "flip", "redirect", "secretive", "full"
+]
 Chooser = Callable[[str, str], Fault | None]  # (method, path with query)
 
 REFUSED = (

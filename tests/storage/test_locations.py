@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from tunesmith.errors import InputRefused, MachineCannot
-from tunesmith.storage.locations import local_path
+from tunesmith.storage.locations import BucketPlace, find_place, local_path, uri_of
 
 
 @pytest.mark.parametrize(
@@ -21,8 +21,8 @@ def test_paths_and_file_uris_become_absolute_paths(text: str, path: str) -> None
     assert local_path(text, field="--results") == Path(path)
 
 
-@pytest.mark.parametrize("text", ["s3://bucket/prefix", "oci://bucket@namespace/x", "gs://bucket"])
-def test_buckets_are_refused_by_name(text: str) -> None:
+@pytest.mark.parametrize("text", ["oci://bucket@namespace/x", "gs://bucket"])
+def test_schemes_not_built_are_refused_by_name(text: str) -> None:
     with pytest.raises(MachineCannot) as caught:
         local_path(text, field="--results")
     assert caught.value.code == "NOT_BUILT" and text in caught.value.message
@@ -41,3 +41,30 @@ def test_what_is_no_local_place_is_refused(text: str) -> None:
         local_path(text, field="--results")
     assert caught.value.code == "BAD_LOCATION"
     assert caught.value.field == "results"
+
+
+@pytest.mark.parametrize(
+    ("text", "bucket", "key", "uri"),
+    [
+        ("s3://bucket", "bucket", "", "s3://bucket"),
+        ("s3://bucket/", "bucket", "", "s3://bucket"),
+        ("S3://Team_1.x/a/b c?#%41/", "Team_1.x", "a/b c?#%41", "s3://Team_1.x/a/b c?#%41"),
+    ],
+)
+def test_a_bucket_uri_is_taken_as_it_is_written(text: str, bucket: str, key: str, uri: str) -> None:
+    assert find_place(text, field="DATASET") == BucketPlace(bucket=bucket, key=key)
+    assert uri_of(find_place(text, field="DATASET")) == uri
+
+
+@pytest.mark.parametrize(
+    "text", ["s3://", "s3:///key", "s3://b/../x", "s3://bucket/a//b", "s3://u:p@host/x", "s3://b:1/x"]
+)
+def test_what_is_no_place_in_a_bucket_is_refused(text: str) -> None:
+    with pytest.raises(InputRefused) as caught:
+        find_place(text, field="--results")
+    assert caught.value.code == "BAD_LOCATION" and caught.value.field == "results"
+
+
+def test_a_bucket_has_no_local_path() -> None:
+    with pytest.raises(InputRefused):
+        local_path("s3://bucket/x", field="DATASET")

@@ -379,8 +379,8 @@ def _version_names(versions: int) -> list[str]:
 
 def _next_time(versions: int) -> int:
     """Later than every version that is there, even where the clock went back."""
-    newest = _version_names(versions)[:1]
-    return max(time.time_ns(), *(int(name[:20]) + 1 for name in newest))
+    times = [int(name[:20]) + 1 for name in _version_names(versions)[:1]]
+    return max([time.time_ns(), *times])
 
 
 def _is_file(name: str, folder: int) -> bool:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import errno
 import os
 import re
+import threading
 from collections.abc import Callable, Generator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -27,6 +28,13 @@ CONTROL = re.compile(r"[\x00-\x1f\x7f]")
 
 # Bytes done, bytes in all. May raise: the transfer then ends, and nothing stands under its final name.
 Progress = Callable[[int, int], None]
+
+
+class Stopped(TunesmithError):
+    """A transfer ended because its `stop` was set; nothing stands under a final name."""
+
+    def __init__(self) -> None:
+        super().__init__("INTERRUPTED", "The transfer was stopped.", hint="Do it again: what is whole is kept.")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -140,11 +148,17 @@ class ObjectStore(Protocol):
 
 
 def open_objects(
-    location: Location | str, environment: Mapping[str, str], *, retry_seconds: float = 130.0, field: str = "location"
+    location: Location | str,
+    environment: Mapping[str, str],
+    *,
+    retry_seconds: float = 130.0,
+    stop: threading.Event | None = None,
+    field: str = "location",
 ) -> tuple[ObjectStore, str]:
     """The store, and the prefix (without a slash at its end; empty: none). Touches no network and no disk.
 
-    retry_seconds: for how long a call goes on trying a store that does not answer as it should.
+    retry_seconds: for how long a call goes on trying a store that does not answer as it should. stop: once it is set,
+    a call to a bucket raises Stopped instead of going on.
     """
     if isinstance(location, str):
         location = Location(uri=location)
@@ -152,7 +166,7 @@ def open_objects(
     if isinstance(place, BucketPlace):
         from tunesmith.storage.s3_store import open_bucket  # boto3 costs a quarter of a second
 
-        return open_bucket(place.bucket, location, environment, retry_seconds=retry_seconds), place.key
+        return open_bucket(place.bucket, location, environment, retry_seconds=retry_seconds, stop=stop), place.key
     from tunesmith.storage.folder_store import FolderStore
 
     return FolderStore(place), ""
@@ -194,7 +208,7 @@ def check_key(key: str, *, field: str = "key") -> str:
 @contextmanager
 def new_file(path: Path) -> Generator[BinaryIO]:
     """A file to fill that gets its name when it is whole and durable. Raises MachineCannot (DISK_FULL, DISK_FAULT)."""
-    temporary = path.with_name(f".{path.name[:200]}.{os.getpid()}.part")
+    temporary = path.with_name(f".{path.name[:200]}.{os.getpid()}-{threading.get_ident()}.part")
     try:
         with temporary.open("w+b") as handle:
             yield handle

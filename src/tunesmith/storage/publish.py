@@ -1,28 +1,52 @@
-"""Publishing an artifact to a folder: whole under its final name, or not there at all.
+"""Publishing an artifact: whole under its final name, or not there at all.
 
 In: an artifact folder with its manifest. Out: the same files under the target, each verified by SHA-256, manifest last.
-Way: temporary name beside the target, copy, fsync, verify, rename. A target that is a mount point cannot be renamed
-onto: there the files are renamed one by one from a temporary folder inside it, the manifest last.
+A bucket has its own way (`publish_bucket.py`). A folder's way: temporary name beside the target, copy, fsync, verify,
+rename. A target that is a mount point cannot be renamed onto: there the files are renamed one by one from a temporary
+folder inside it, the manifest last.
 """
 
 from __future__ import annotations
 
-import errno
 import json
 import os
 import shutil
+import threading
+from collections.abc import Mapping
 from pathlib import Path
 
 from tunesmith.errors import InputRefused, MachineCannot, TunesmithError
 from tunesmith.files import CHUNK_BYTES, fsync_folder, fsync_tree, sha256_of
 from tunesmith.spec.artifacts import MANIFEST_NAME, Manifest
+from tunesmith.storage.location_check import check_declared
+from tunesmith.storage.locations import BucketPlace, find_place
+from tunesmith.storage.objects import FULL, Location
+from tunesmith.storage.publish_bucket import FileProgress, check_prefix, publish_to_bucket
 
-FULL = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EFBIG})
+# Faults that somebody mends outside the job: it waits, with its artifact, and is not failed.
+WAITING_CODES = frozenset({
+    "DISK_FULL", "DISK_FAULT", "RESULTS_NOT_WRITABLE", "RESULTS_NOT_EMPTY", "LOCATION_UNREACHABLE", "LOCATION_FULL",
+    "LOCATION_NOT_WRITABLE", "LOCATION_NOT_READABLE", "CREDENTIALS_REFUSED", "BAD_CREDENTIALS_REFERENCE",
+    "BUCKET_NOT_FOUND", "BUCKET_ELSEWHERE", "VERSIONING_OFF", "OBJECT_DAMAGED",
+})  # fmt: skip
 
 
 def read_manifest(folder: Path) -> Manifest:
     """Raises OSError or ValueError where there is none that can be read."""
     return Manifest.model_validate(json.loads((folder / MANIFEST_NAME).read_bytes()))
+
+
+def check_results(results: Location | Path | str, environment: Mapping[str, str], *, field: str = "results") -> None:
+    """Refuse a results location that publishing would fail on later, within 20 s. Leaves nothing behind.
+
+    Raises what `check_target` or `check_declared` raises.
+    """
+    location = results if isinstance(results, Location) else Location(uri=str(results))
+    place = find_place(location.uri, field=field)
+    if isinstance(place, Path):
+        check_target(place)
+    else:
+        check_declared(location, environment, field=field, also=check_prefix)
 
 
 def check_target(target: Path) -> None:
@@ -69,13 +93,32 @@ def _is_mount_furniture(path: Path) -> bool:
     return path.name == "lost+found"  # every fresh ext file system has one
 
 
-def publish(artifact: Path, target: Path) -> None:
-    """Copy the artifact to `target`. Done before by a killed process: verified, and nothing else happens.
+def publish(
+    artifact: Path,
+    results: Location | Path | str,
+    *,
+    environment: Mapping[str, str] | None = None,
+    stop: threading.Event | None = None,
+    progress: FileProgress | None = None,
+) -> Manifest:
+    """Copy the artifact to `results`. Done before by a killed process: verified, and nothing else happens.
 
-    Raises MachineCannot (DISK_FULL, RESULTS_NOT_WRITABLE), InputRefused (RESULTS_NOT_EMPTY),
-    TunesmithError (ARTIFACT_DAMAGED) where a copy's hash is not the manifest's.
+    Returns the manifest as it lies there: in a bucket each file has its version id. `stop`, `progress`: of a bucket.
+    Raises MachineCannot (DISK_FULL, RESULTS_NOT_WRITABLE), InputRefused (RESULTS_NOT_EMPTY), TunesmithError
+    (ARTIFACT_DAMAGED) where a copy's hash is not the manifest's; for a bucket also what an `ObjectStore` raises.
     """
     manifest = read_manifest(artifact)
+    location = results if isinstance(results, Location) else Location(uri=str(results))
+    place = find_place(location.uri, field="results")
+    if isinstance(place, BucketPlace):
+        return publish_to_bucket(
+            artifact, manifest, location, environment=environment or {}, stop=stop, progress=progress
+        )
+    publish_to_folder(artifact, manifest, place)
+    return manifest
+
+
+def publish_to_folder(artifact: Path, manifest: Manifest, target: Path) -> None:
     try:
         if _is_published(artifact, target):
             _verify(target, manifest)

@@ -5,6 +5,9 @@ and compared, because what a store notes of an object differs from service to se
 Requests go to the declared host alone. Checksums beyond that are sent only where S3 demands them: OCI refuses others.
 """
 
+# boto3 and botocore come without types
+# pyright: reportMissingTypeStubs=false
+
 from __future__ import annotations
 
 import configparser
@@ -18,6 +21,7 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import suppress
 from datetime import datetime
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any, BinaryIO
 from urllib.parse import urlsplit
 
@@ -34,6 +38,7 @@ from tunesmith.storage.objects import (
     ObjectInfo,
     Progress,
     Received,
+    Stopped,
     check_key,
     new_file,
     object_damaged,
@@ -88,7 +93,14 @@ class _Elsewhere(Exception):
     """A request was about to go to another host than the declared one."""
 
 
-def open_bucket(bucket: str, location: Location, environment: Mapping[str, str], *, retry_seconds: float) -> S3Store:
+def open_bucket(
+    bucket: str,
+    location: Location,
+    environment: Mapping[str, str],
+    *,
+    retry_seconds: float,
+    stop: threading.Event | None = None,
+) -> S3Store:
     """Raises InputRefused (BAD_CREDENTIALS_REFERENCE, BAD_ENDPOINT). Asks the network nothing."""
     endpoint = (
         location.endpoint_url or environment.get("AWS_ENDPOINT_URL_S3") or environment.get("AWS_ENDPOINT_URL") or None
@@ -138,8 +150,13 @@ def open_bucket(bucket: str, location: Location, environment: Mapping[str, str],
         if asked != host and not (host.endswith(AWS_HOSTS) and asked.endswith(AWS_HOSTS)):
             raise _Elsewhere
 
+    def answer_nothing(**_: Any) -> Any:
+        return SimpleNamespace(status_code=200), {"ResponseMetadata": {"HTTPHeaders": {}}}
+
     client.meta.events.register("before-send.s3", keep_to_host)
-    return S3Store(client, bucket, retry_seconds=retry_seconds)
+    # botocore alone asks this, to follow a redirect; redirected itself, it asks again without end
+    client.meta.events.register("before-call.s3.HeadBucket", answer_nothing)
+    return S3Store(client, bucket, retry_seconds=retry_seconds, stop=stop)
 
 
 def _credentials(reference: str | None, environment: Mapping[str, str]) -> tuple[str | None, dict[str, str]]:
@@ -172,11 +189,11 @@ def _credentials(reference: str | None, environment: Mapping[str, str]) -> tuple
 class S3Store:
     """`ObjectStore` over one bucket. Safe for several threads."""
 
-    def __init__(self, client: Any, bucket: str, *, retry_seconds: float) -> None:
+    def __init__(self, client: Any, bucket: str, *, retry_seconds: float, stop: threading.Event | None = None) -> None:
         self._client = client
         self._bucket = bucket
         self._retry_seconds = retry_seconds
-        self.stop = threading.Event()  # set by who gives up: retries end at once
+        self._stop = stop or threading.Event()
 
     @property
     def identity(self) -> str:
@@ -222,7 +239,7 @@ class S3Store:
                 received, noted = self._receive(key, version_id, sink, maximum_bytes, progress)
                 if received.sha256 == (expected_sha256 or noted or received.sha256):
                     return received
-        raise object_damaged(self.uri(key))
+            raise object_damaged(self.uri(key))
 
     def get_bytes(self, key: str, *, version_id: str | None = None, maximum_bytes: int) -> bytes:
         sink = io.BytesIO()
@@ -288,7 +305,6 @@ class S3Store:
     def _put_parts(
         self, key: str, source: BinaryIO, path: Path, size: int, sha256: str, progress: Progress | None
     ) -> str | None:
-        self._abort_unfinished(key)
         part_bytes = max(PART_BYTES, -(-size // MAXIMUM_PARTS))
         asked: dict[str, Any] = {"Metadata": {SHA256_NAME: sha256}}
         upload = str(self._call("create_multipart_upload", asked, key=key, is_write=True)["UploadId"])
@@ -322,6 +338,7 @@ class S3Store:
                     raise
             if digest.hexdigest() != sha256:
                 raise source_damaged(path)
+            self._abort_others(key, upload)  # before ours is whole: after it nobody would come back to this key
             version_id = self._complete(key, upload, parts, sha256)
         except BaseException:
             with suppress(Exception):  # the first fault counts; what stays is aborted by the next put
@@ -342,12 +359,12 @@ class S3Store:
                 raise
             return found.version_id
 
-    def _abort_unfinished(self, key: str) -> None:
-        """Parts of a killed put cost money and are seen by nobody. One key has one writer here: its job."""
-        with suppress(TunesmithError, _NotBuilt):
-            for upload in self._call("list_multipart_uploads", {"Prefix": key}).get("Uploads", []):
-                if upload["Key"] == key:
-                    self._call("abort_multipart_upload", {"UploadId": upload["UploadId"]}, key=key, is_write=True)
+    def _abort_others(self, key: str, upload: str) -> None:
+        """Parts of killed puts cost money and are seen by nobody. One key has one writer here: its job."""
+        with suppress(InputRefused, MachineCannot):
+            for other in self._call("list_multipart_uploads", {"Prefix": key}).get("Uploads", []):
+                if other["Key"] == key and other["UploadId"] != upload:
+                    self._call("abort_multipart_upload", {"UploadId": other["UploadId"]}, key=key, is_write=True)
 
     def _receive(
         self,
@@ -359,7 +376,7 @@ class S3Store:
     ) -> tuple[Received, str | None]:
         """The whole object into the emptied sink, gone on with where a connection broke; and the hash noted with it."""
         digest, done, size, etag, noted = hashlib.sha256(), 0, -1, "", None
-        retries = _Retries(self._retry_seconds, self.stop)
+        retries = _Retries(self._retry_seconds, self._stop)
         if sink is not None:
             sink.seek(0)
             sink.truncate()
@@ -369,12 +386,14 @@ class S3Store:
             if not done:
                 size, etag, noted = int(answer["ContentLength"]), answer["ETag"], _noted(answer)
                 version_id = version_id or _version_of(answer)
-            if maximum_bytes is not None and size > maximum_bytes:
-                raise object_too_large(self.uri(key), size, maximum_bytes)
             before = done
             try:
                 with answer["Body"] as body:
+                    if maximum_bytes is not None and size > maximum_bytes:
+                        raise object_too_large(self.uri(key), size, maximum_bytes)
                     while chunk := body.read(CHUNK_BYTES):
+                        if self._stop.is_set():
+                            raise Stopped
                         done += len(chunk)
                         if done > size:
                             raise object_damaged(self.uri(key))
@@ -387,7 +406,7 @@ class S3Store:
                     break
             except CONNECTION_ERRORS as error:
                 if done > before:  # it goes on, if slowly
-                    retries = _Retries(self._retry_seconds, self.stop)
+                    retries = _Retries(self._retry_seconds, self._stop)
                 retries.wait(self._unreachable("the connection broke"), error)
         return Received(size=size, sha256=digest.hexdigest(), version_id=version_id), noted
 
@@ -395,9 +414,11 @@ class S3Store:
         """One operation, tried again until it is answered or the time for it is used up."""
         version_id = asked.get("VersionId")
         asked = {"Bucket": self._bucket, **asked} | ({} if key is None else {"Key": check_key(key)})
-        retries = _Retries(self._retry_seconds, self.stop)
+        retries = _Retries(self._retry_seconds, self._stop)
         operation = getattr(self._client, name)
         while True:
+            if self._stop.is_set():
+                raise Stopped
             try:
                 return operation(**asked)
             except botocore_errors.ClientError as error:
@@ -438,7 +459,7 @@ class S3Store:
             return MachineCannot(
                 "CREDENTIALS_REFUSED",
                 f"The store of {self.uri('')} does not take the credentials: unknown, wrong or expired.",
-                hint="Renew AWS_ACCESS_KEY_ID, AWS_SECRET_ACCESS_KEY and AWS_SESSION_TOKEN, or what the location names.",
+                hint="Renew AWS_ACCESS_KEY_ID, AWS_SECRET_ACCESS_KEY, AWS_SESSION_TOKEN, or what the location names.",
             )
         if code in FULL_CODES or status == 507:
             return MachineCannot(
@@ -487,8 +508,10 @@ class _Retries:
         if self._deadline is None:
             self._deadline = now + self._seconds
         seconds = random.uniform(self._longest / 2, self._longest)
-        if now + seconds > self._deadline or self._stop.wait(seconds):
+        if now + seconds > self._deadline:
             raise refusal from error
+        if self._stop.wait(seconds):
+            raise Stopped from error
         self._longest = min(self._longest * 2, LONGEST_WAIT_SECONDS)
 
 
