@@ -51,7 +51,7 @@ COMMANDS = {
     "plan": "Show what a fine-tuning run would do and cost; start nothing.",
     "model": "List, show and register base models.",
     "dataset": "Check a file; list, show and upload datasets.",
-    "job": "List, show, resume, pause and cancel jobs.",
+    "job": "Submit, watch, list, show, resume, pause, cancel and clone jobs.",
     "version": "List, show, compare, alias and export model versions.",
     "version-set": "List and show sets of model versions.",
     "location": "Declare, check and browse places of datasets and results.",

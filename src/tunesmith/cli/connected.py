@@ -111,6 +111,21 @@ def given(**fields: Any) -> dict[str, Any]:
     return named
 
 
+@contextmanager
+def upload_bar(output: Output) -> Generator[Callable[[int, int], None] | None]:
+    """A bar of bytes on a terminal; nothing elsewhere."""
+    if not output.human.isatty():
+        yield None
+        return
+    from rich.progress import BarColumn, DownloadColumn, Progress, TransferSpeedColumn
+
+    from tunesmith.cli.report import console
+
+    with Progress(BarColumn(), DownloadColumn(), TransferSpeedColumn(), console=console(output), transient=True) as bar:
+        task = bar.add_task("", total=None)
+        yield lambda done, total: bar.update(task, completed=done, total=total)
+
+
 # ---- the completion of ids: short, and silent whatever happens
 
 

@@ -6,8 +6,6 @@ And the datasets of the service: `list | show | upload | register | edit | delet
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Generator
-from contextlib import contextmanager
 from typing import Annotated, Any
 
 import typer
@@ -28,6 +26,7 @@ from tunesmith.cli.connected import (
     read_tags,
     tell_fields,
     tell_table,
+    upload_bar,
 )
 from tunesmith.cli.output import Output, visible
 from tunesmith.cli.report import console
@@ -232,19 +231,6 @@ def upload(
     output.say(f"Dataset {view.dataset_id}: {view.rows:,} rows, {view.bytes:,} bytes, {view.num_warnings:,} warnings")
     output.result(view.as_json())
     return 0
-
-
-@contextmanager
-def upload_bar(output: Output) -> Generator[Callable[[int, int], None] | None]:
-    """A bar of bytes on a terminal; nothing elsewhere."""
-    if not output.human.isatty():
-        yield None
-        return
-    from rich.progress import BarColumn, DownloadColumn, Progress, TransferSpeedColumn
-
-    with Progress(BarColumn(), DownloadColumn(), TransferSpeedColumn(), console=console(output), transient=True) as bar:
-        task = bar.add_task("", total=None)
-        yield lambda done, total: bar.update(task, completed=done, total=total)
 
 
 @app.command()

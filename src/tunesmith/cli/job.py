@@ -1,7 +1,11 @@
-"""`tunesmith job list | show | logs | resume | pause | cancel`: the jobs of this machine."""
+"""`tunesmith job list | show | logs | resume | pause | cancel`, and `submit | clone | watch` of a server's jobs.
+
+Without TUNESMITH_URL the first six work on this machine's state folder, with or without its server.
+"""
 
 from __future__ import annotations
 
+import inspect
 import os
 import time
 from collections.abc import Callable
@@ -9,33 +13,44 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from tunesmith.cli.connected import JsonOption, LimitOption, complete_job
+from tunesmith.cli.options import with_run_options
 from tunesmith.cli.output import Output
+from tunesmith.errors import UsageFault
 
 if TYPE_CHECKING:
     from tunesmith.jobs.state import State
     from tunesmith.spec.jobs import JobRecord
 
+PriorityOption = Annotated[
+    int, typer.Option("--priority", min=-100, max=100, help="Higher starts earlier among jobs of one project.")
+]
+RunLimitOption = Annotated[
+    int | None, typer.Option("--run-limit-seconds", min=1, help="Running time after which it fails.")
+]
 SEEN_TO_SECONDS = 15.0
 
 app = typer.Typer(
     rich_markup_mode=None, pretty_exceptions_enable=False, add_completion=False, no_args_is_help=True,
-    help="List, show, resume, pause and cancel jobs.",
+    help="Submit, watch, list, show, resume, pause, cancel and clone jobs.",
 )  # fmt: skip
 
-JobArgument = Annotated[str, typer.Argument(metavar="JOB", help="A job's id.")]
-JsonOption = Annotated[bool, typer.Option("--json", help="End with one JSON object on the last line.")]
+JobArgument = Annotated[str, typer.Argument(metavar="JOB", help="A job's id.", autocompletion=complete_job)]
+WatchOption = Annotated[bool, typer.Option("--watch", help="Show it until it ends, and end with its result.")]
 
 
 @app.callback()
 def job() -> None:
-    """List, show, resume, pause and cancel jobs."""
+    """Submit, watch, list, show, resume, pause, cancel and clone jobs."""
 
 
 @app.command("list")
-def list_(json_wanted: JsonOption = False) -> int:
-    """List the jobs of this machine, the newest first."""
+def list_(limit: LimitOption = None, json_wanted: JsonOption = False) -> int:
+    """List the jobs, the newest first."""
     output = Output(json_wanted=json_wanted)
-    records = _open().jobs.records()
+    if _is_elsewhere():
+        return _over_client().list_(limit=limit, output=output)
+    records = _open().jobs.records()[:limit]
     if json_wanted:
         output.result({"jobs": [record.as_json() for record in records]})
         return 0
@@ -56,6 +71,8 @@ def show(job: JobArgument, json_wanted: JsonOption = False) -> int:
     from tunesmith.jobs.records import read_job_file
 
     output = Output(json_wanted=json_wanted)
+    if _is_elsewhere():
+        return _over_client().show(job, output=output)
     state = _open()
     folder = state.folder(job)
     record, result, history = state.jobs.read(job), job_result(state.jobs, folder), read_history(state.jobs, job)
@@ -110,6 +127,8 @@ def logs(
     from tunesmith.jobs.records import last_lines
 
     output = Output(json_wanted=json_wanted)
+    if _is_elsewhere():
+        return _over_client().logs(job, lines=lines, output=output)
     folder = _open().folder(job)
     found = last_lines(folder.worker_log, lines=lines)
     if json_wanted:
@@ -126,7 +145,7 @@ def logs(
 def resume(job: JobArgument, json_wanted: JsonOption = False) -> int:
     """Go on with a job in the foreground, from its newest checkpoint or beside its living worker.
 
-    A finished job tells its result again.
+    A finished job tells its result again. With TUNESMITH_URL that server goes on with it.
     """
     from tunesmith.cli.report import Reporter
     from tunesmith.cli.running import run_in_foreground
@@ -134,6 +153,8 @@ def resume(job: JobArgument, json_wanted: JsonOption = False) -> int:
     from tunesmith.spec.jobs import FINAL_STATES
 
     output = Output(json_wanted=json_wanted)
+    if _is_elsewhere():
+        return _over_client().act(job, "resume", output=output)
     state = _open()
     record = state.jobs.read(job)
     if record.is_paused and record.state not in FINAL_STATES:
@@ -148,6 +169,8 @@ def cancel(job: JobArgument, json_wanted: JsonOption = False) -> int:
     from tunesmith.spec.jobs import JobState
 
     output = Output(json_wanted=json_wanted)
+    if _is_elsewhere():
+        return _over_client().act(job, "cancel", output=output)
     state = _open()
     cancel(state.jobs, job)
     record = _seen_to(state, job, until=lambda record: record.state is not JobState.CANCELING)
@@ -163,6 +186,8 @@ def pause(job: JobArgument, json_wanted: JsonOption = False) -> int:
     from tunesmith.spec.jobs import FINAL_STATES, JobState
 
     output = Output(json_wanted=json_wanted)
+    if _is_elsewhere():
+        return _over_client().act(job, "pause", output=output)
     state = _open()
     pause(state.jobs, job)
     record = _seen_to(
@@ -178,6 +203,77 @@ def pause(job: JobArgument, json_wanted: JsonOption = False) -> int:
     )
     output.result(record.as_json())
     return 0
+
+
+OWN_OPTIONS = [
+    inspect.Parameter("priority", inspect.Parameter.KEYWORD_ONLY, default=0, annotation=PriorityOption),
+    inspect.Parameter("run_limit_seconds", inspect.Parameter.KEYWORD_ONLY, default=None, annotation=RunLimitOption),
+    inspect.Parameter("watch", inspect.Parameter.KEYWORD_ONLY, default=False, annotation=WatchOption),
+]
+
+
+def _submit(
+    values: dict[str, Any], json_wanted: bool, *, priority: int, run_limit_seconds: int | None, watch: bool
+) -> int:
+    """Submit a job to the server, which runs it as soon as a device is free. A file of this machine is uploaded.
+
+    With --watch it ends like `tunesmith finetune`.
+    """
+    from tunesmith.cli.options import read_run
+
+    request, settings = read_run(values)
+    wanted = request.model_dump(exclude_unset=True) | settings.model_dump(exclude_unset=True)
+    wanted |= {"priority": priority} if priority else {}
+    wanted |= {"run_limit_seconds": run_limit_seconds} if run_limit_seconds is not None else {}
+    return _over_client().submit(wanted, watch=watch, output=Output(json_wanted=json_wanted))
+
+
+app.command("submit")(with_run_options(_submit, more=OWN_OPTIONS))
+
+
+@app.command()
+def clone(
+    job: JobArgument,
+    change: Annotated[
+        list[str] | None,
+        typer.Option("--set", metavar="OPTION=VALUE", help="What shall differ, as in epochs=5; once for each."),
+    ] = None,
+    watch: WatchOption = False,
+    json_wanted: JsonOption = False,
+) -> int:
+    """Submit a job with the model, data and settings of another one."""
+    from tunesmith.jobs.settings import read_settings
+    from tunesmith.spec.training import TrainingSettings
+
+    changes: dict[str, Any] = {}
+    for text in change or []:
+        name, equals, value = text.partition("=")
+        if not (name and equals):
+            raise UsageFault(
+                "BAD_OPTION", f"--set: {text[:60]!r} is not of the form OPTION=VALUE.", field="set",
+                hint="For example --set epochs=5.",
+            )  # fmt: skip
+        changes[name.removeprefix("--").replace("-", "_")] = value
+    typed = read_settings({name: value for name, value in changes.items() if name in TrainingSettings.model_fields})
+    changes |= typed.model_dump(exclude_unset=True)
+    return _over_client().clone(job, changes, watch=watch, output=Output(json_wanted=json_wanted))
+
+
+@app.command()
+def watch(job: JobArgument, json_wanted: JsonOption = False) -> int:
+    """Show a job until it ends; the exit code is the job's. Ctrl-C ends the watching, not the job."""
+    return _over_client().watch(job, output=Output(json_wanted=json_wanted))
+
+
+def _is_elsewhere() -> bool:
+    return bool(os.environ.get("TUNESMITH_URL"))
+
+
+def _over_client() -> Any:
+    """The commands over the client; its libraries are imported when they are needed."""
+    from tunesmith.cli import served_job
+
+    return served_job
 
 
 def _how(record: JobRecord) -> str:

@@ -6,7 +6,7 @@ Values arrive as text and are judged by `jobs/settings.py`, so that a faulty one
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Annotated, Any
 
 import typer
@@ -20,16 +20,21 @@ from tunesmith.spec.training import TrainingSettings
 JsonOption = Annotated[bool, typer.Option("--json", help="End with one JSON object on the last line.")]
 
 
-def with_run_options(command: Callable[..., int]) -> Callable[..., int]:
-    """Give `command(values, json)` the arguments and options of a run. `values` holds only what the user gave."""
+def with_run_options(command: Callable[..., int], *, more: Sequence[inspect.Parameter] = ()) -> Callable[..., int]:
+    """Give `command(values, json)` the arguments and options of a run. `values` holds only what the user gave.
+
+    more: options of the command's own, passed to it by name.
+    """
 
     def run(**given: Any) -> int:
         json_wanted = bool(given.pop("json"))
+        own = {parameter.name: given.pop(parameter.name) for parameter in more}
         wanted = {name: value for name, value in given.items() if value or name in ARGUMENTS}
-        return command({name: _once(name, value) for name, value in wanted.items()}, json_wanted)
+        return command({name: _once(name, value) for name, value in wanted.items()}, json_wanted, **own)
 
     parameters = [_parameter(FinetuneRequest, name) for name in FinetuneRequest.model_fields]
     parameters += [_parameter(TrainingSettings, name) for name in TrainingSettings.model_fields]
+    parameters += more
     parameters.append(inspect.Parameter("json", inspect.Parameter.KEYWORD_ONLY, default=False, annotation=JsonOption))
     run.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]  # what typer reads
     run.__annotations__ = {parameter.name: parameter.annotation for parameter in parameters}
