@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import signal
@@ -13,15 +14,21 @@ from pathlib import Path
 from typing import Any, Self
 
 import pytest
+import sqlalchemy as sa
 
 from tests.cli.conftest import Done
 from tests.cli.test_job import run_with
 from tests.jobs.conftest import model_facts, preparation
 from tunesmith.jobs.home import Home
+from tunesmith.jobs.records import new_job_id
+from tunesmith.jobs.state import State
+from tunesmith.jobs.store import NewJob
+from tunesmith.spec.catalog import Lineage
 from tunesmith.spec.datasets import InspectRequest, InspectResponse
 from tunesmith.spec.jobs import JobFile, JobResult
 from tunesmith.spec.requests import FinetuneRequest
 from tunesmith.spec.training import TrainingSettings
+from tunesmith.storage.tables import MODEL_VERSIONS
 
 Tunesmith = Callable[..., Done]
 Worker = Callable[[str], Callable[[Path], list[str]]]
@@ -72,6 +79,7 @@ def scripted(monkeypatch: pytest.MonkeyPatch, worker: Worker) -> None:
     ScriptedInspection.asked.clear()
     monkeypatch.setattr("tunesmith.jobs.finetune.Inspection", ScriptedInspection)
     monkeypatch.setattr("tunesmith.cli.running.run_job", run_with(worker("works")))
+    monkeypatch.setattr("tunesmith.cli.finetune.Standby.start", lambda *_, **__: None)  # the scripted worker is started
 
 
 def job_file(home: Home, done: Done) -> JobFile:
@@ -302,3 +310,49 @@ def test_every_option_of_a_run_is_offered(tunesmith: Tunesmith) -> None:
         assert "--" + name.replace("_", "-") in shown
     assert "It is lora, rslora or dora." in " ".join(shown.split()), "values as they must be typed"
     assert "[default: 0.0002]" in shown and "a whole number from 1 to 1000" in shown.replace("\n", " ").lower()
+
+
+@pytest.mark.usefixtures("scripted")
+def test_a_job_of_the_queue_can_be_resumed_here_before_the_queue_prepared_it(
+    tunesmith: Tunesmith, state: State, model: Path, rows: Path
+) -> None:
+    new = NewJob(
+        job_id=new_job_id(), request=FinetuneRequest(model=str(model), dataset=str(rows)),
+        settings=TrainingSettings(epochs=5), version_set="mine", results_uri=None, results_root=state.home.results,
+        base_name="tiny",
+    )  # fmt: skip
+    state.database.write_grouped(lambda connection: state.jobs.insert(connection, new))
+    done = tunesmith("job", "resume", new.job_id, "--json")
+    assert (done.code, done.json["model_version"]) == (0, "mine:1"), done.err
+    assert job_file(state.home, done).settings.epochs == 5
+
+
+@pytest.mark.usefixtures("scripted")
+def test_what_a_model_version_was_made_from_is_kept_with_it(
+    tunesmith: Tunesmith, state: State, model: Path, rows: Path
+) -> None:
+    assert tunesmith("finetune", str(model), str(rows), "--epochs", "5").code == 0
+    with state.database.read() as connection:
+        version = connection.execute(sa.select(MODEL_VERSIONS)).one()
+    lineage = Lineage.model_validate_json(version.lineage)
+    assert (version.state, lineage.base_digest, lineage.settings.epochs) == ("ACTIVE", "0" * 64, 5)
+    [dataset] = lineage.datasets
+    assert (dataset.role, dataset.rows, dataset.name) == ("training", 20, str(rows))
+    assert "torch" in lineage.library_versions
+
+
+@pytest.mark.usefixtures("scripted")
+@pytest.mark.parametrize("breaks", ["tunesmith.jobs.records.fsync_tree", "tunesmith.jobs.records.fsync_folder"])
+def test_a_submission_that_breaks_leaves_neither_a_job_nor_a_folder(
+    tunesmith: Tunesmith, state: State, model: Path, rows: Path, monkeypatch: pytest.MonkeyPatch, breaks: str
+) -> None:
+    def full(*_: object) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    with monkeypatch.context() as patched:
+        patched.setattr(breaks, full)
+        done = tunesmith("finetune", str(model), str(rows), "--json")
+    assert (done.code, done.json["error"]["code"]) == (4, "DISK_FULL")
+    assert state.jobs.records() == []
+    assert list(state.home.jobs.glob("job-*")) == []
+    assert tunesmith("finetune", str(model), str(rows), "--json").json["model_version"] == "tiny-rows:1"
