@@ -18,6 +18,7 @@ from tunesmith.catalog.idempotency import recall, remember
 from tunesmith.files import json_bytes
 from tunesmith.jobs.finetune import dataset_path, default_version_set, lineage_of, prepare_job, write_folder
 from tunesmith.jobs.inputs import dataset_name, in_location, model_folder, results_uri
+from tunesmith.jobs.parents import find_parent, with_form_of
 from tunesmith.jobs.records import new_job_id, now
 from tunesmith.jobs.settings import read_flat, refuse_not_built
 from tunesmith.jobs.state import State
@@ -58,7 +59,12 @@ def check_submission(submission: Submission, *, state: State) -> NewJob:
     Raises InputRefused, MachineCannot, Unknown. Writes nothing.
     """
     request = submission.request
-    refuse_not_built(request, submission.settings)
+    settings, parent = submission.settings, None
+    refuse_not_built(request, settings)
+    if request.from_version is not None:
+        found = find_parent(request.from_version, state=state, project=submission.project)
+        settings, parent = with_form_of(found, settings), found.model_version
+        request = request.model_copy(update={"from_version": parent})  # an alias may move before its turn comes
     model = model_folder(request.model, state=state, project=submission.project)
     names = [_dataset_name(text, field, state=state, project=submission.project) for field, text in _datasets(request)]
     results = None
@@ -67,7 +73,7 @@ def check_submission(submission: Submission, *, state: State) -> NewJob:
     return NewJob(
         job_id=new_job_id(),
         request=request,
-        settings=submission.settings,
+        settings=settings,
         version_set=request.version_set or default_version_set(model.name, names[0]),
         results_uri=results,
         results_root=state.home.results,
@@ -76,6 +82,7 @@ def check_submission(submission: Submission, *, state: State) -> NewJob:
         submitted_by=submission.submitted_by,
         priority=submission.priority,
         run_limit_seconds=submission.run_limit_seconds,
+        parent=parent,
     )
 
 
@@ -136,7 +143,7 @@ def submission_notices(request: FinetuneRequest) -> list[Notice]:
         Notice(
             code="LOG_RECOMMENDED",
             message="No log was chosen: the job's output is kept in a file of its own, for as long as its folder.",
-            hint="A named log (`tunesmith log create`, then --log NAME) is recommended: it has a retention of its own.",
+            hint="A named log (`tunesmith log add NAME`, then --log NAME) is recommended: it has a retention of its own.",
         )
     ]
 
