@@ -20,6 +20,7 @@ from tunesmith.jobs.home import Home
 from tunesmith.jobs.inputs import dataset_file, model_folder
 from tunesmith.jobs.inspection import Inspection
 from tunesmith.jobs.models import FoundModel
+from tunesmith.jobs.parents import Parent, fetch_adapter, find_parent, require_same_base, with_form_of
 from tunesmith.jobs.records import JobFolder, create_job, new_job_id
 from tunesmith.jobs.settings import option_name, refuse_not_built
 from tunesmith.jobs.state import State
@@ -28,7 +29,7 @@ from tunesmith.plan.resolve import refuse_precision, resolve
 from tunesmith.plan.speed import machine_speed
 from tunesmith.spec.catalog import DEFAULT_PROJECT, Lineage, LineageDataset
 from tunesmith.spec.datasets import DatasetInput, DatasetReport, InspectRequest, Notice, Preparation
-from tunesmith.spec.jobs import FINAL_STATES, JobFile, JobRecord, JobState
+from tunesmith.spec.jobs import FINAL_STATES, InitialAdapter, JobFile, JobRecord, JobState
 from tunesmith.spec.models import ModelFacts
 from tunesmith.spec.plan import Plan
 from tunesmith.spec.requests import FinetuneRequest
@@ -54,6 +55,12 @@ class PreparedJob:
     machine: Machine
     version_set: str
     target: Path | None  # None: under the home, by version set and number
+    initial_adapter: InitialAdapter | None = None
+
+    @property
+    def parent(self) -> str | None:
+        """The model version that training goes on from."""
+        return self.initial_adapter.model_version if self.initial_adapter is not None else None
 
     def notices(self) -> list[Notice]:
         """Everything that must be said before the start, each once."""
@@ -85,6 +92,10 @@ def prepare_job(
     """
     home = state.home
     refuse_not_built(request, settings)
+    parent: Parent | None = None
+    if request.from_version is not None:
+        parent = find_parent(request.from_version, state=state, project=project)
+        settings = with_form_of(parent, settings)
     model = model_folder(request.model, state=state, project=project)
     datasets = find_datasets(request, state=state, project=project, environment=environment)
     target = local_path(request.results, field="--results") if request.results is not None else None
@@ -111,6 +122,10 @@ def prepare_job(
         progress("inspecting the model and counting tokens")
         response = inspection.answer()
     assert response.facts is not None and response.preparation is not None and question.settings is not None
+    initial_adapter = None
+    if parent is not None:
+        require_same_base(parent, response.facts)
+        initial_adapter = fetch_adapter(parent, home=home, environment=environment)
     progress("planning")
     plan = resolve(
         question.settings,
@@ -133,6 +148,7 @@ def prepare_job(
         machine=machine,
         version_set=request.version_set or default_version_set(model.name, datasets[0].name),
         target=target,
+        initial_adapter=initial_adapter,
     )
 
 
@@ -153,6 +169,7 @@ def submit(prepared: PreparedJob, *, state: State, command: list[str]) -> JobFol
         base_name=prepared.model.name,
         command=command,
         is_foreground=True,
+        parent=prepared.parent,
         lineage=lineage_of(prepared),
     )
     folder = JobFolder(path=state.home.jobs / new.job_id)
@@ -176,6 +193,7 @@ def write_folder(prepared: PreparedJob, record: JobRecord, *, state: State) -> J
         created_at=record.created_at,
         base=prepared.facts,
         datasets=prepared.datasets,
+        initial_adapter=prepared.initial_adapter,
         cache_folder=str(state.home.cache),
         settings=prepared.plan.settings,
         plan_reasons=prepared.plan.reasons,
@@ -198,7 +216,7 @@ def lineage_of(prepared: PreparedJob) -> Lineage:
             for data, report in zip(prepared.datasets, prepared.reports, strict=True)
         ],
         settings=prepared.plan.settings,
-        parent=None,
+        parent=prepared.parent,
         library_versions=numeric_versions(),
     )
 

@@ -17,6 +17,7 @@ import sqlalchemy as sa
 
 from tunesmith.jobs.backup import tree_bytes
 from tunesmith.jobs.home import Home
+from tunesmith.jobs.parents import adapters_folder
 from tunesmith.jobs.records import JobFolder
 from tunesmith.spec.jobs import FINAL_STATES
 from tunesmith.spec.state import Waste, WasteKind
@@ -68,6 +69,7 @@ def _caches(home: Home, before: float, *, has_unfinished: bool) -> Iterator[Wast
         for kind, folder in (
             (WasteKind.TOKENS, home.cache / "tokens"),
             (WasteKind.OBJECTS, fetched_folder(home.cache)),
+            (WasteKind.OBJECTS, adapters_folder(home)),
         ):
             yield from (_waste(kind, path, "made anew when needed") for path in _older(folder, before))
     for path in _older(home.cache / "inspections", min(before, time.time() - IN_USE_SECONDS)):

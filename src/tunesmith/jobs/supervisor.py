@@ -21,8 +21,8 @@ from pathlib import Path
 from types import FrameType
 from typing import Any, TypeVar
 
+from tunesmith.catalog.versions import final_columns
 from tunesmith.errors import JobFailed, MachineCannot, TunesmithError, from_form
-from tunesmith.files import json_bytes
 from tunesmith.jobs.events import History, job_result, past_events, row_counts, version_metrics
 from tunesmith.jobs.launcher import (
     Standby,
@@ -490,12 +490,9 @@ def _publish(run: _Run) -> Ended:
     artifact_uri = target.as_uri()
     metrics = version_metrics(run.history, rows=row_counts(run.folder))
     verdict = run.history.verdict
-    version = {
-        "artifact_uri": artifact_uri,
-        "manifest": json_bytes(read_manifest(run.folder.artifact).as_json(), indent=None).decode(),
-        "metrics": metrics.model_dump_json(),
-        "verdict": verdict.model_dump_json() if verdict is not None else None,
-    }
+    version = final_columns(
+        artifact_uri=artifact_uri, manifest=read_manifest(run.folder.artifact), metrics=metrics, verdict=verdict
+    )
     if verdict is not None and verdict.outcome is Outcome.NOT_USABLE:
         # kept and published as evidence; the state keeps anybody from taking it for a success
         unusable = JobFailed(

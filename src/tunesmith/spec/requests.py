@@ -43,6 +43,12 @@ class FinetuneRequest(Spec):
     columns: dict[str, str] = Field(
         default_factory=dict, description="Names of the file's columns, as in prompt=question,completion=answer."
     )
+    from_version: str | None = Field(
+        None,
+        min_length=3,
+        max_length=140,
+        description="Go on from the adapter of this model version, SET:NUMBER or SET@ALIAS, in place of a new one.",
+    )
     results: str | None = Field(
         None, min_length=1, description="Folder or file:// URI of the artifact; default: under TUNESMITH_HOME."
     )
