@@ -49,7 +49,7 @@ def test_a_submission_survives_a_kill_right_after_its_answer(home: Killed, ask: 
 
 def test_the_next_service_follows_the_worker_of_a_killed_one_to_its_end(home: Killed, ask: Ask) -> None:
     home.start()
-    job_id = home.submit(**ask(epochs=60))
+    job_id = home.submit(**ask(epochs=20))
     home.wait(trains(home, job_id), "it trains")
     pid = home.state.jobs.read(job_id).worker_pid
     home.kill_server()

@@ -72,7 +72,7 @@ def _kill(home: Killed, chance: random.Random) -> int:
 
 def _wish(home: Killed, chance: random.Random) -> None:
     """Now and then somebody asks something of a job; a job that ended meanwhile refuses, which is no fault."""
-    wish: Callable[[JobStore, str], JobRecord] | None = chance.choice([None, None, None, pause, resume, cancel])
+    wish: Callable[[JobStore, str], JobRecord] | None = chance.choice([*[None] * 7, pause, resume, cancel])
     unfinished = home.unfinished()
     if wish is not None and unfinished:
         record = chance.choice(unfinished)
