@@ -7,6 +7,7 @@ that another supervisor started goes by pid and start time, because pids are use
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import subprocess
@@ -47,6 +48,8 @@ IDLE_SHARE = 0.7  # of the processors' time, in the moment before a worker start
 IDLE_SAMPLE_SECONDS = 0.1
 LINUX_PROCESSES = Path("/proc/self/stat")
 SAME_START_SECONDS = 0.005  # half a tick of the system's clock
+# A shell that becomes the worker once it has read a line; at the end of its input it just ends.
+HOLD = ("/bin/sh", "-c", 'read -r _ && exec "$@" </dev/null', "sh")
 TRAINER = "tunesmith.train"
 INSPECTOR = "tunesmith.models.inspect"
 
@@ -86,21 +89,35 @@ def train_command(job_file: Path) -> list[str]:
     return worker_command(TRAINER, str(job_file))
 
 
-def start_logged(command: Sequence[str], *, folder: Path, log: Path, environment: Mapping[str, str]) -> int:
-    """Start `command` in `folder` with its output appended to `log`; returns its pid. It outlives its supervisor."""
+def start_logged(
+    command: Sequence[str], *, folder: Path, log: Path, environment: Mapping[str, str], is_held: bool = False
+) -> int:
+    """Start `command` in `folder` with its output appended to `log`; returns its pid. It outlives its supervisor.
+
+    is_held: it does nothing before `release`, and ends by itself should this process die first: nobody would know of a
+    worker whose pid was not yet written down.
+    """
     log.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
     with log.open("ab") as output:
         process = subprocess.Popen(
-            command,
+            [*HOLD, *command] if is_held else command,
             cwd=folder,
             env=dict(environment),
-            stdin=subprocess.DEVNULL,
+            stdin=subprocess.PIPE if is_held else subprocess.DEVNULL,
             stdout=output,
             stderr=subprocess.STDOUT,
             start_new_session=True,
         )
     _children[process.pid] = process
     return process.pid
+
+
+def release(pid: int) -> None:
+    """Let a held worker go; it keeps its pid and start time."""
+    line = _children[pid].stdin
+    assert line is not None, "only a worker that was started held"
+    with contextlib.suppress(BrokenPipeError), line:  # killed meanwhile: whoever watches it will see
+        line.write(b"go\n")
 
 
 class Standby:
