@@ -6,6 +6,7 @@ finds itself (no such route, a method that a path does not have) get our form he
 
 from __future__ import annotations
 
+import asyncio
 import json
 from collections.abc import AsyncIterator, Collection, Sequence
 from contextlib import asynccontextmanager
@@ -20,7 +21,7 @@ from starlette.types import ASGIApp
 
 from tunesmith import __version__
 from tunesmith.errors import TunesmithError, Unknown, UsageFault
-from tunesmith.server.api import administration, datasets, jobs, locations, models, plan, system, versions
+from tunesmith.server.api import administration, datasets, jobs, locations, models, openai_chat, plan, system, versions
 from tunesmith.server.auth import PUBLIC
 from tunesmith.server.errors import disk_full, error_response, fault_of_ours, invalid, shown
 from tunesmith.server.guard import Guard
@@ -35,7 +36,7 @@ something takes an `Idempotency-Key`: the same key and body again give the objec
 
 def all_routes() -> list[Route]:
     """In the order in which they are matched."""
-    nouns = (system, jobs, plan, datasets, models, versions, locations, administration)
+    nouns = (system, jobs, plan, datasets, models, versions, locations, administration, openai_chat)
     return [*(route for noun in nouns for route in noun.ROUTES), OPENAPI]
 
 
@@ -48,6 +49,7 @@ def create_app(
     async def lifespan(_app: FastAPI) -> AsyncIterator[None]:
         yield
         await service.feed.close()
+        await asyncio.to_thread(service.serving.stop)
 
     app = FastAPI(
         title="Tunesmith", version=__version__, description=DESCRIPTION, lifespan=lifespan,

@@ -7,6 +7,7 @@ the queue (workers run on and are followed by the next server), `server.json`, t
 
 from __future__ import annotations
 
+import asyncio
 import fcntl
 import ipaddress
 import logging
@@ -171,6 +172,7 @@ class _Server(uvicorn.Server):
 
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
         await self._service.feed.close()  # uvicorn waits for open streams before it ends the lifespan
+        await asyncio.to_thread(self._service.serving.stop)
         await super().shutdown(sockets)
 
     @contextmanager

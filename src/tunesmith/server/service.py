@@ -13,6 +13,7 @@ from typing import Annotated
 from fastapi import Depends, Request
 
 from tunesmith.jobs.service import JobService
+from tunesmith.jobs.serving import ServingPool
 from tunesmith.jobs.slots import Devices
 from tunesmith.jobs.state import State
 from tunesmith.server.auth import Principal, Tokens
@@ -25,13 +26,16 @@ SIMULTANEOUS_INSPECTIONS = 2
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Service:
-    """queue: None in a process that starts no jobs (a client's own, where no server runs)."""
+    """queue: None in a process that starts no jobs (a client's own, where no server runs). serving: starts its workers
+    on demand.
+    """
 
     state: State
     environment: Mapping[str, str]
     tokens: Tokens
     feed: EventFeed
     queue: JobService | None
+    serving: ServingPool
     devices: Devices
     inspections: threading.BoundedSemaphore
 
@@ -43,6 +47,7 @@ def make_service(state: State, environment: Mapping[str, str], *, queue: JobServ
         tokens=Tokens(state.database),
         feed=EventFeed(state.database),
         queue=queue,
+        serving=ServingPool(state, environment),
         devices=Devices(environment),
         inspections=threading.BoundedSemaphore(SIMULTANEOUS_INSPECTIONS),
     )
