@@ -150,8 +150,9 @@ def test_a_removal_that_died_goes_on_and_the_manifest_went_first(
     monkeypatch.setattr(artifacts, "_remove", whole)
     with state.database.read() as connection:
         assert artifacts.unfinished_removals(connection) == [(PROJECT, version)]
-    remove(state, version)
+    assert artifacts.finish_removals(state.database, environment={}) == [version]
     assert [path.name for path in folder.iterdir()] == ["my-notes.txt"]
+    assert artifacts.finish_removals(state.database, environment={}) == []
 
 
 def test_a_manifest_that_somebody_put_in_its_place_stays(state: State, version: str, folder: Path) -> None:

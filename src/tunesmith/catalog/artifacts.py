@@ -160,6 +160,15 @@ def unfinished_removals(connection: sa.Connection) -> list[tuple[str, str]]:
     return [(row.project, row.model_version) for row in rows]
 
 
+def finish_removals(database: Database, *, environment: Mapping[str, str]) -> list[str]:
+    """Go on with every removal that was interrupted; returns the model versions. Raises as ObjectStore."""
+    with database.read() as connection:
+        unfinished = unfinished_removals(connection)
+    for project, model_version in unfinished:
+        remove_bytes(database, model_version, project=project, environment=environment)
+    return [model_version for _, model_version in unfinished]
+
+
 def remove_bytes(database: Database, model_version: str, *, project: str, environment: Mapping[str, str]) -> None:
     """Remove the files of a version that was deleted with them, the manifest first: what is left is no artifact.
 

@@ -100,6 +100,7 @@ def clean(
 ) -> int:
     """List what may go: checkpoints of finished jobs, caches, uploads that no dataset names, logs over their limits."""
     from tunesmith.catalog import audit
+    from tunesmith.catalog.artifacts import finish_removals
     from tunesmith.jobs.home import open_home
     from tunesmith.jobs.retention import find_waste, remove
     from tunesmith.jobs.state import open_state
@@ -112,6 +113,9 @@ def clean(
         output.say(f"{_size(each.bytes):>10}  {each.kind.value:<15}  {each.path}  ({each.reason})")
     if len(waste) > SHOWN_ENTRIES:
         output.say(f"and {len(waste) - SHOWN_ENTRIES:,} more")
+    if yes:
+        for model_version in finish_removals(opened.database, environment=os.environ):
+            output.say(f"The files of {model_version}, which was deleted with them, are gone.")
     if yes and waste:
         for each in waste:
             remove(each)

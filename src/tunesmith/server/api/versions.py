@@ -9,6 +9,7 @@ from fastapi import Body, Query
 from starlette.responses import Response
 
 from tunesmith.catalog import compare, sets, versions
+from tunesmith.catalog.artifacts import remove_bytes
 from tunesmith.errors import Conflict, Unknown
 from tunesmith.server.artifacts import artifact_file, artifact_zip
 from tunesmith.server.errors import shown
@@ -63,14 +64,21 @@ def change_version(call: CallNow, version: str, change: Annotated[NounChange, Bo
 
 
 def delete_version(call: CallNow, version: str, query: Annotated[DeleteQuery, Query()]) -> None:
-    """Delete it, with `bytes=true` its files too. 409 while an alias points at it or a job uses it."""
+    """Delete it, with `bytes=true` its files too. 409 while an alias points at it or a job uses it.
+
+    Where its store does not answer, the version is deleted and its files are not yet: the same request goes on.
+    """
 
     def delete(connection: sa.Connection) -> VersionView:
         return versions.delete_version(
             connection, version, with_bytes=query.bytes, project=call.project, actor=call.actor
         )
 
-    call.database.write_grouped(delete)
+    deleted = call.database.write_grouped(delete)
+    if query.bytes:
+        remove_bytes(
+            call.database, deleted.model_version, project=call.project, environment=call.service.environment
+        )  # fmt: skip
 
 
 def show_metrics(call: CallNow, version: str) -> VersionMetrics:
