@@ -370,7 +370,7 @@ def test_the_cache_depends_on_all_that_touches_tokens(folder: Path, tmp_path: Pa
 def test_a_damaged_cache_is_built_anew_and_that_is_said(folder: Path, tmp_path: Path, name: str, damage: str) -> None:
     path = write_rows(tmp_path / "t.jsonl", some_rows(20))
     first = run(folder, tmp_path, dataset(path))
-    tokens = [first.training[index].tokens.tolist() for index in range(18)]  # before the damage: the file is mapped
+    tokens = [first.training[index].tokens.tolist() for index in range(18)]
     file = caches(tmp_path)[0] / name
     content = file.read_bytes()
     if damage == "gone":
