@@ -1,7 +1,7 @@
 """Rows that are nearly equal, and prompts that are answered in more than one way: worth a look before training.
 
 In: texts of rows, one by one. Out: two counts with their first lines. It is an estimate: only the first rows of a file
-are compared, so that its cost ends at about half a second and 20 MB. Equal rows are no matter of this module.
+are compared, so that its cost ends at about a second and 20 MB. Equal rows are no matter of this module.
 """
 
 from __future__ import annotations
