@@ -19,6 +19,7 @@ import typer
 from make_guide import CLI_PAGE, TROUBLESHOOTING, cli_page, with_dataset_codes
 
 from tunesmith.cli.app import COMMANDS, app
+from tunesmith.client.connection import TOKEN_VARIABLE, URL_VARIABLE
 from tunesmith.data.findings import ERRORS, WARNINGS
 from tunesmith.errors import FAMILIES
 from tunesmith.jobs.home import HOME_VARIABLE
@@ -32,7 +33,11 @@ FENCE = re.compile(r"^```(\w*)\n(.*?)^```", re.MULTILINE | re.DOTALL)
 # Calls that carry a code in their first or `code=` argument; codes of one word are told from other words by them.
 CARRIERS = frozenset({*FAMILIES, "Notice", "NoticeEvent", "Finding", "notice", "warn", "add"})
 # Texts that look like a code and are none, beside the variables of a worker's environment.
-NOT_CODES = KEPT_VARIABLES | SET_VARIABLES.keys() | {HOME_VARIABLE, "CUDA_VISIBLE_DEVICES", "CAUSAL_LM", "LEARNED_BIT"}
+NOT_CODES = (
+    KEPT_VARIABLES
+    | SET_VARIABLES.keys()
+    | {HOME_VARIABLE, URL_VARIABLE, TOKEN_VARIABLE, "CUDA_VISIBLE_DEVICES", "CAUSAL_LM", "LEARNED_BIT"}
+)
 
 
 def pages() -> list[Path]:

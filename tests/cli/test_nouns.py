@@ -216,7 +216,7 @@ def test_the_system_without_a_server(tunesmith: Tunesmith, object_of: Callable[.
 
 def test_without_a_server_a_submission_is_refused_with_the_way_out(tunesmith: Tunesmith, rows: str) -> None:
     done = tunesmith("job", "submit", MODEL_NAME, rows, "--json")
-    assert (done.code, done.json["error"]["code"]) == (4, "NO_SERVER")
+    assert (done.code, done.json["error"]["code"]) == (4, "SERVER_NEEDED")
     assert "tunesmith serve" in done.json["error"]["hint"]
 
 

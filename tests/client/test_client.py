@@ -290,7 +290,7 @@ def test_without_a_server_it_reads_and_runs_no_job(state: State, rows: Path, mon
         ):
             with pytest.raises(MachineCannot, match="tunesmith serve") as caught:
                 refused()
-            assert caught.value.code == "NO_SERVER"
+            assert caught.value.code == "SERVER_NEEDED"
         assert client.datasets.list() == []
         assert client.jobs.cancel(waiting.job_id).state is JobState.CANCELED
 

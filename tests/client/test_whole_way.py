@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 import os
+import runpy
 import subprocess
 import sys
 import time
@@ -145,3 +146,17 @@ def test_the_command_line_does_it_too(here: str, rows: Path, environment: dict[s
     assert tunesmith("job", "logs", result["job_id"], **remote)["job_id"] == result["job_id"]
     assert tunesmith("job", "cancel", clone["job_id"], **remote)["state"] == "CANCELED"
     assert tunesmith("job", "list", code=6, **(remote | {"TUNESMITH_TOKEN": "wrong"}))["error"]["code"] == "TOKEN_WRONG"
+
+
+def test_the_example_names_the_better_version(here: str, rows: Path) -> None:
+    example = runpy.run_path(str(Path(__file__).resolve().parents[2] / "examples" / "service_client.py"))
+    winner = example["better_rate"](rows, (1e-4, 1e-3), **QUICK)
+    with Client() as client:
+        assert client.versions.get("rates@best").version.model_version == winner
+        losses = {
+            version: min(
+                each.validation.loss for each in client.versions.metrics(version).epochs[1:] if each.validation
+            )
+            for version in ("rates:1", "rates:2")
+        }
+    assert winner == min(losses, key=lambda version: losses[version])

@@ -19,7 +19,7 @@ from tunesmith.errors import (
     Unknown,
     UsageFault,
 )
-from tunesmith.spec.api import ErrorAnswer
+from tunesmith.spec.api import ErrorAnswer, OpenAIErrorAnswer
 
 FAMILY_OF_STATUS: dict[int, type[TunesmithError]] = {
     400: InputRefused,
@@ -94,4 +94,13 @@ def _form(body: bytes) -> ErrorForm | None:
     try:
         return ErrorAnswer.model_validate_json(body, extra="ignore").error
     except ValidationError:
+        return _openai_form(body)
+
+
+def _openai_form(body: bytes) -> ErrorForm | None:
+    """That of `/v1`, whose message holds the hint."""
+    try:
+        told = OpenAIErrorAnswer.model_validate_json(body, extra="ignore").error
+    except ValidationError:
         return None
+    return {"code": told["code"] or "UNKNOWN", "message": told["message"], "field": told["param"], "hint": None}

@@ -199,7 +199,7 @@ class Jobs:
     def _refuse_without_server(self) -> None:
         if self._wire.endpoint.is_in_process:
             raise MachineCannot(
-                "NO_SERVER",
+                "SERVER_NEEDED",
                 "No server runs that could run a job.",
                 field="TUNESMITH_URL",
                 hint="Start one with `tunesmith serve`; `tunesmith finetune` runs a job in the foreground without one.",

@@ -140,10 +140,21 @@ class Wire:
 
     @contextmanager
     def stream(
-        self, path: str, *, query: Query | None = None, headers: Mapping[str, str] | None = None
+        self,
+        path: str,
+        *,
+        query: Query | None = None,
+        headers: Mapping[str, str] | None = None,
+        method: str = "GET",
+        body: Any = None,
+        timeout: httpx2.Timeout = TIMEOUT,
     ) -> Generator[httpx2.Response]:
-        """The answer to a GET, whose body is read by the caller."""
-        with self._http.stream("GET", path, params=_present(query), headers=headers) as answer:
+        """The answer to one request, whose body is read by the caller."""
+        given = dict(headers or {}) | ({} if body is None else {"Content-Type": "application/json"})
+        content = None if body is None else json.dumps(body).encode()
+        with self._http.stream(
+            method, path, params=_present(query), headers=given, content=content, timeout=timeout
+        ) as answer:
             if answer.status_code >= 300:
                 raise error_of(answer.status_code, answer.read(), url=self.endpoint.url)
             yield answer
