@@ -363,7 +363,7 @@ def test_the_version_of_a_failed_job_is_failed_and_never_active(job: JobFolder, 
 
 
 def test_the_metrics_of_an_epoch_stand_at_the_version_before_the_job_ends(job: JobFolder, worker: Worker) -> None:
-    def fail(*_: object) -> None:
+    def fail(*_: object, **__: object) -> None:
         raise OSError(errno.ENOSPC, "full")
 
     with pytest.MonkeyPatch.context() as patched:
@@ -508,12 +508,12 @@ def test_the_heartbeat_keeps_the_lease_while_a_publishing_takes_long(
     monkeypatch.setattr("tunesmith.jobs.supervisor.BEAT_SECONDS", 0.2)
     busy: list[str] = []
 
-    def slowly(artifact: Path, target: Path) -> None:
+    def slowly(artifact: Path, target: Path, **_: object) -> Manifest:
         time.sleep(2)
         with pytest.raises(MachineCannot) as caught:
             state_of(job).jobs.acquire(job.job_id, owner="elsewhere/1/1.0")
         busy.append(caught.value.code)
-        publish(artifact, target)
+        return publish(artifact, target)
 
     monkeypatch.setattr("tunesmith.jobs.supervisor.publish", slowly)
     assert run(job, worker("works"))[0].ending is Ending.SUCCEEDED
@@ -526,7 +526,7 @@ def queued(state: State, tmp_path: Path) -> JobFolder:
 
 
 def test_a_job_of_the_queue_tries_again_later_and_later(queued: JobFolder, worker: Worker) -> None:
-    def full(*_: object) -> None:
+    def full(*_: object, **__: object) -> None:
         raise MachineCannot("DISK_FULL", "The disk is full.", hint="Free some space.")
 
     waits: list[float] = []

@@ -32,6 +32,7 @@ from tunesmith.cli.output import Output, visible
 from tunesmith.cli.report import console
 from tunesmith.errors import InputRefused
 from tunesmith.spec.datasets import DatasetReport, Finding, Preparation, TokenSummary
+from tunesmith.storage.locations import is_bucket
 
 app = noun("Check a file; upload and look at datasets.")
 Dataset = Annotated[str, typer.Argument(metavar="DATASET", help="Its id.", autocompletion=complete_dataset)]
@@ -45,7 +46,9 @@ HISTOGRAM_WIDTH = 40
 
 @app.command()
 def check(
-    file: Annotated[str, typer.Argument(metavar="FILE", help="A JSONL, CSV or Parquet file.")],
+    file: Annotated[
+        str, typer.Argument(metavar="FILE", help="A JSONL, CSV or Parquet file; a path or s3://bucket/key.")
+    ],
     model: Annotated[
         str | None, typer.Option("--model", help="Count tokens and show what is learned with this base model.")
     ] = None,
@@ -59,23 +62,27 @@ def check(
     tokens that would be learned in colour.
     """
     from tunesmith.data.rows import check_file
+    from tunesmith.jobs.buckets import bucket_dataset, bucket_model
     from tunesmith.jobs.finetune import dataset_path
+    from tunesmith.jobs.home import open_home
     from tunesmith.jobs.settings import read_columns, read_settings
 
     output = Output(json_wanted=json_wanted)
     mapped = read_columns(columns or [])
     settings = read_settings({"validation_fraction": "0", **({"render": render} if render is not None else {})})
-    path = dataset_path(file, field="dataset")
+    if is_bucket(file):
+        path = bucket_dataset(file, home=open_home(os.environ), environment=os.environ)
+    else:
+        path = dataset_path(file, field="dataset")
     report = check_file(path, columns=mapped, name=file)
     preparation: Preparation | None = None
     if model is not None and report.num_errors == 0:
-        from tunesmith.jobs.home import open_home
         from tunesmith.jobs.inspection import inspect
         from tunesmith.jobs.models import find_model
         from tunesmith.spec.datasets import DatasetInput, InspectRequest
 
-        found = find_model(model)
         home = open_home(os.environ)
+        found = bucket_model(model, home=home, environment=os.environ) if is_bucket(model) else find_model(model)
         question = InspectRequest(
             model_name=found.name,
             model_path=str(found.path),

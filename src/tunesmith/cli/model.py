@@ -120,20 +120,23 @@ def delete(model: Model, json_wanted: JsonOption = False) -> int:
 
 @app.command()
 def show(
-    model: Annotated[str, typer.Argument(metavar="MODEL", help="A catalog name or a folder.")],
+    model: Annotated[str, typer.Argument(metavar="MODEL", help="A catalog name, a folder or s3://bucket/prefix.")],
     json_wanted: JsonOption = False,
 ) -> int:
     """Inspect MODEL: architecture, size, context, tokenizer, the modules that can carry an adapter."""
     from tunesmith.cli.report import gigabytes
+    from tunesmith.jobs.buckets import bucket_model
     from tunesmith.jobs.home import open_home
     from tunesmith.jobs.inspection import inspect
     from tunesmith.jobs.models import find_model
     from tunesmith.spec.datasets import InspectRequest
+    from tunesmith.storage.locations import is_bucket
 
     output = Output(json_wanted=json_wanted)
-    found = find_model(model)
+    home = open_home(os.environ)
+    found = bucket_model(model, home=home, environment=os.environ) if is_bucket(model) else find_model(model)
     question = InspectRequest(model_name=found.name, model_path=str(found.path))
-    facts = inspect(question, home=open_home(os.environ), environment=os.environ).facts
+    facts = inspect(question, home=home, environment=os.environ).facts
     assert facts is not None, "an inspection answers with facts or an error"
     if json_wanted:
         output.result(facts.as_json())

@@ -14,6 +14,7 @@ from tunesmith.jobs.finetune import PreparedJob, prepare_job
 from tunesmith.jobs.home import open_home
 from tunesmith.jobs.settings import option_name
 from tunesmith.jobs.state import open_state
+from tunesmith.storage.locations import uri_of
 
 app = typer.Typer(rich_markup_mode=None, pretty_exceptions_enable=False, add_completion=False)
 
@@ -47,7 +48,7 @@ def as_object(prepared: PreparedJob) -> dict[str, Any]:
         "parameters": prepared.facts.parameters,
         "dataset": prepared.request.dataset,
         "version_set": prepared.version_set,
-        "results_uri": prepared.target.as_uri() if prepared.target else None,
+        "results_uri": uri_of(prepared.target) if prepared.target else None,
         "rows": preparation.counts.as_json(),
         "tokens": {
             "training": preparation.training.as_json(),

@@ -17,7 +17,7 @@ import sqlalchemy as sa
 from tunesmith.catalog.idempotency import recall, remember
 from tunesmith.files import json_bytes
 from tunesmith.jobs.finetune import dataset_path, default_version_set, lineage_of, prepare_job, write_folder
-from tunesmith.jobs.inputs import dataset_name, in_location, model_folder, results_uri
+from tunesmith.jobs.inputs import dataset_name, in_location, model_name, results_uri
 from tunesmith.jobs.parents import find_parent, with_form_of
 from tunesmith.jobs.records import new_job_id, now
 from tunesmith.jobs.settings import read_flat, refuse_not_built
@@ -30,7 +30,7 @@ from tunesmith.spec.jobs import JobRecord
 from tunesmith.spec.metrics import NoticeEvent
 from tunesmith.spec.requests import FinetuneRequest
 from tunesmith.spec.training import TrainingSettings
-from tunesmith.storage.locations import local_path
+from tunesmith.storage.locations import find_place, is_bucket, uri_of
 
 ROUTE = "POST /api/jobs"
 
@@ -65,19 +65,19 @@ def check_submission(submission: Submission, *, state: State) -> NewJob:
         found = find_parent(request.from_version, state=state, project=submission.project)
         settings, parent = with_form_of(found, settings), found.model_version
         request = request.model_copy(update={"from_version": parent})  # an alias may move before its turn comes
-    model = model_folder(request.model, state=state, project=submission.project)
+    base_name = model_name(request.model, state=state, project=submission.project)
     names = [_dataset_name(text, field, state=state, project=submission.project) for field, text in _datasets(request)]
     results = None
     if request.results is not None:
-        results = local_path(results_uri(request.results, state=state, field="results"), field="results").as_uri()
+        results = uri_of(find_place(results_uri(request.results, state=state, field="results"), field="results"))
     return NewJob(
         job_id=new_job_id(),
         request=request,
         settings=settings,
-        version_set=request.version_set or default_version_set(model.name, names[0]),
+        version_set=request.version_set or default_version_set(base_name, names[0]),
         results_uri=results,
         results_root=state.home.results,
-        base_name=model.name,
+        base_name=base_name,
         project=submission.project,
         submitted_by=submission.submitted_by,
         priority=submission.priority,
@@ -94,7 +94,7 @@ def _datasets(request: FinetuneRequest) -> list[tuple[str, str]]:
 def _dataset_name(text: str, field: str, *, state: State, project: str) -> str:
     """What it is called, if it is there; what lies in a store is looked at when the job starts."""
     name = dataset_name(text, state=state, project=project)
-    if name is None and in_location(text) is None:
+    if name is None and in_location(text) is None and not is_bucket(text):
         dataset_path(text, field=field)
     return name or text
 
@@ -143,7 +143,7 @@ def submission_notices(request: FinetuneRequest) -> list[Notice]:
         Notice(
             code="LOG_RECOMMENDED",
             message="No log was chosen: the job's output is kept in a file of its own, for as long as its folder.",
-            hint="A named log (`tunesmith log add NAME`, then --log NAME) is recommended: it has a retention of its own.",
+            hint="A named log (`tunesmith log add NAME`, then --log NAME) is recommended: it has its own retention.",
         )
     ]
 

@@ -9,15 +9,15 @@ from __future__ import annotations
 
 import re
 import shutil
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
+from pathlib import Path, PurePath, PurePosixPath
 from typing import Literal
 
 from tunesmith.data.rows import check_file, require_rows
 from tunesmith.errors import InputRefused, MachineCannot
 from tunesmith.jobs.home import Home
-from tunesmith.jobs.inputs import dataset_file, model_folder
+from tunesmith.jobs.inputs import dataset_file, location_of, model_folder, results_uri
 from tunesmith.jobs.inspection import Inspection
 from tunesmith.jobs.models import FoundModel
 from tunesmith.jobs.parents import Parent, fetch_adapter, find_parent, require_same_base, with_form_of
@@ -34,8 +34,8 @@ from tunesmith.spec.models import ModelFacts
 from tunesmith.spec.plan import Plan
 from tunesmith.spec.requests import FinetuneRequest
 from tunesmith.spec.training import TrainingSettings
-from tunesmith.storage.locations import local_path
-from tunesmith.storage.publish import check_target
+from tunesmith.storage.locations import BucketPlace, Place, find_place, local_path, uri_of
+from tunesmith.storage.publish import check_results, check_target
 from tunesmith.versions import numeric_versions
 
 Progress = Callable[[str], None]
@@ -54,7 +54,7 @@ class PreparedJob:
     plan: Plan
     machine: Machine
     version_set: str
-    target: Path | None  # None: under the home, by version set and number
+    target: Place | None  # None: under the home, by version set and number
     initial_adapter: InitialAdapter | None = None
 
     @property
@@ -96,11 +96,16 @@ def prepare_job(
     if request.from_version is not None:
         parent = find_parent(request.from_version, state=state, project=project)
         settings = with_form_of(parent, settings)
-    model = model_folder(request.model, state=state, project=project)
+    model = model_folder(request.model, state=state, project=project, environment=environment, progress=progress)
     datasets = find_datasets(request, state=state, project=project, environment=environment)
-    target = local_path(request.results, field="--results") if request.results is not None else None
-    if target is not None:
+    target = None
+    if request.results is not None:
+        target = find_place(results_uri(request.results, state=state, field="results"), field="--results")
+    if isinstance(target, Path):
         _check_results(target, datasets=datasets, model=model, home=home)
+    elif target is not None:
+        progress(f"checking {target.uri}")
+        check_results(location_of(target.uri, state=state), environment)
     question = InspectRequest(
         model_name=model.name,
         model_path=str(model.path),
@@ -115,7 +120,7 @@ def prepare_job(
         machine = this_machine(environment)
         refuse_precision(settings, machine)
         on_machine(machine)
-        _ = state.database  # opened here, while the inspect worker runs
+        _require_log(request.log, state=state)  # the database is opened here, while the inspect worker runs
         if target is not None:
             _refuse_promised(target, state=state, job_id=job_id)
         reports = [check_rows(dataset) for dataset in datasets]
@@ -135,7 +140,7 @@ def prepare_job(
         speed=machine_speed(machine, cache=home.cache),
     )
     _require_disk(home.jobs, plan.disk_bytes, field="TUNESMITH_HOME")
-    if target is not None:
+    if isinstance(target, Path):
         _require_disk(target, plan.disk_bytes // 3, field="results")
     return PreparedJob(
         request=request,
@@ -164,7 +169,7 @@ def submit(prepared: PreparedJob, *, state: State, command: list[str]) -> JobFol
         request=prepared.request,
         settings=prepared.plan.settings,
         version_set=prepared.version_set,
-        results_uri=prepared.target.as_uri() if prepared.target is not None else None,
+        results_uri=uri_of(prepared.target) if prepared.target is not None else None,
         results_root=state.home.results,
         base_name=prepared.model.name,
         command=command,
@@ -292,30 +297,44 @@ def _check_results(target: Path, *, datasets: list[DatasetInput], model: FoundMo
     check_target(target)
 
 
-def _refuse_promised(target: Path, *, state: State, job_id: str | None) -> None:
+def _refuse_promised(target: Place, *, state: State, job_id: str | None) -> None:
     unfinished = [other for other in JobState if other not in FINAL_STATES]
     places = [
         (
-            local_path(record.results_uri, field="results").resolve(),
+            _steps(find_place(record.results_uri, field="results")),
             f"the results location of the unfinished job {record.job_id}",
         )
         for record in state.jobs.records(states=unfinished)
-        if record.job_id != job_id and record.results_uri.startswith("file:")
+        if record.job_id != job_id
     ]
     _refuse_taken(target, places)
 
 
-def _refuse_taken(target: Path, places: list[tuple[Path, str]]) -> None:
-    resolved = target.resolve()
+def _steps(place: Place) -> PurePath:
+    """Of a folder with its links followed; of a bucket its URI: comparable, and told apart."""
+    return PurePosixPath(place.uri) if isinstance(place, BucketPlace) else place.resolve()
+
+
+def _refuse_taken(target: Place, places: Sequence[tuple[PurePath, str]]) -> None:
+    resolved = _steps(target)
     for place, what in places:
         is_same = resolved == place
         if is_same or resolved.is_relative_to(place):
             raise InputRefused(
                 "RESULTS_TAKEN",
-                f"The results location {target} {'is' if is_same else 'lies inside'} {what}.",
+                f"The results location {uri_of(target) if isinstance(target, BucketPlace) else target} "
+                f"{'is' if is_same else 'lies inside'} {what}.",
                 field="results",
                 hint="Choose a folder of its own.",
             )
+
+
+def _require_log(name: str | None, *, state: State) -> None:
+    from tunesmith.catalog.logs import find_log  # with SQLAlchemy, as the database
+
+    with state.database.read() as connection:
+        if name is not None:
+            find_log(connection, name)
 
 
 def _require_disk(folder: Path, needed: int, *, field: str) -> None:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import re
 import threading
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -17,11 +17,13 @@ from tunesmith.catalog import locations
 from tunesmith.catalog.datasets import find_dataset
 from tunesmith.catalog.models import find_model as find_in_catalog
 from tunesmith.errors import InputRefused, Unknown
+from tunesmith.jobs.buckets import bucket_dataset, bucket_model, bucket_model_name
 from tunesmith.jobs.models import FoundModel, find_model
 from tunesmith.jobs.state import State
 from tunesmith.spec.catalog import MODEL_NAME_PATTERN
 from tunesmith.storage.fetch import fetch, fetched_folder
-from tunesmith.storage.objects import check_key
+from tunesmith.storage.locations import is_bucket
+from tunesmith.storage.objects import Location, check_key
 
 DATASET_ID = re.compile(r"ds-[0-9a-f]{16}")
 IN_LOCATION = re.compile(r"(?P<location>[a-z0-9][a-z0-9._-]{0,62}):(?P<path>[^/].*)", re.DOTALL)
@@ -36,8 +38,33 @@ class FoundDataset:
     columns: Mapping[str, str]
 
 
-def model_folder(text: str, *, state: State, project: str) -> FoundModel:
-    """Raises Unknown for a name that the catalog does not have, and what `find_model` raises."""
+def model_folder(
+    text: str,
+    *,
+    state: State,
+    project: str,
+    environment: Mapping[str, str],
+    progress: Callable[[str], None] | None = None,
+) -> FoundModel:
+    """The model's folder, fetched where it lies in a bucket. Raises Unknown, what `find_model` or a store raises."""
+    if is_bucket(text):
+        location = location_of(text, state=state)
+        return bucket_model(location, home=state.home, environment=environment, progress=progress)
+    return _local_model(text, state=state, project=project)
+
+
+def model_name(text: str, *, state: State, project: str) -> str:
+    """What it is called, if it is there; what lies in a bucket is looked at when the job starts."""
+    return bucket_model_name(text) if is_bucket(text) else _local_model(text, state=state, project=project).name
+
+
+def location_of(uri: str, *, state: State) -> Location:
+    """How to reach a URI: as the declared location that holds it says, else by the AWS_* variables."""
+    with state.database.read() as connection:
+        return locations.location_of_uri(connection, uri)
+
+
+def _local_model(text: str, *, state: State, project: str) -> FoundModel:
     if text != MODEL_NAME and re.fullmatch(MODEL_NAME_PATTERN, text):
         try:
             with state.database.read() as connection:
@@ -57,7 +84,7 @@ def dataset_file(
     field: str = "dataset",
     stop: threading.Event | None = None,
 ) -> FoundDataset | None:
-    """The file of a dataset's id or of `location:path`; None for anything else, which is a path.
+    """The file of a dataset's id, of `location:path` or of a bucket's URI; None for anything else, which is a path.
 
     Raises Unknown (UNKNOWN_DATASET, UNKNOWN_LOCATION), InputRefused (DATASET_GONE), and what a store raises.
     """
@@ -78,6 +105,10 @@ def dataset_file(
                 version_id=known.source_version_id, expected_sha256=known.sha256,
             ).path  # fmt: skip
         return FoundDataset(path=path, name=known.name, columns=known.columns)
+    if is_bucket(text):
+        location = location_of(text, state=state)
+        path = bucket_dataset(location, home=state.home, environment=environment, field=field, stop=stop)
+        return FoundDataset(path=path, name=text, columns={})
     found = in_location(text)
     if found is None:
         return None

@@ -17,6 +17,7 @@ from collections.abc import Callable, Generator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from enum import Enum
+from functools import partial
 from pathlib import Path
 from types import FrameType
 from typing import Any, TypeVar
@@ -24,6 +25,7 @@ from typing import Any, TypeVar
 from tunesmith.catalog.versions import final_columns
 from tunesmith.errors import JobFailed, MachineCannot, TunesmithError, from_form
 from tunesmith.jobs.events import History, job_result, past_events, row_counts, version_metrics
+from tunesmith.jobs.inputs import location_of
 from tunesmith.jobs.launcher import (
     Standby,
     exit_code,
@@ -31,6 +33,7 @@ from tunesmith.jobs.launcher import (
     machine_is_idle,
     process_clock,
     process_started_at,
+    release,
     signal_worker,
     start_logged,
     train_command,
@@ -43,8 +46,10 @@ from tunesmith.spec.artifacts import MANIFEST_NAME
 from tunesmith.spec.jobs import FINAL_STATES, MAXIMUM_ATTEMPTS, JobRecord, JobResult, JobState
 from tunesmith.spec.metrics import AnyEvent, EpochEvent, FailureEvent, NoticeEvent, PhaseEvent
 from tunesmith.spec.verdict import Outcome
-from tunesmith.storage.locations import local_path
-from tunesmith.storage.publish import FULL, publish, read_manifest
+from tunesmith.storage.locations import BucketPlace, find_place
+from tunesmith.storage.objects import Stopped
+from tunesmith.storage.publish import FULL, publish
+from tunesmith.storage.publish import WAITING_CODES as PUBLISH_WAITING_CODES
 
 POLL_SECONDS = 0.05
 HEAR_SECONDS = 0.2  # the worker's events are gathered so long: each gathering is a sync to disk
@@ -55,7 +60,10 @@ FIRST_RETRY_SECONDS = 5.0
 LAST_RETRY_SECONDS = 300.0
 STOPPED_CODES = frozenset({130, 143, -signal.SIGINT, -signal.SIGTERM})
 # Faults that may pass by themselves: a job of the queue tries again, after longer and longer times.
-RETRIED_CODES = frozenset({"DISK_FULL", "RESULTS_NOT_WRITABLE", "LOCATION_UNREACHABLE", "LOCATION_NOT_WRITABLE"})
+RETRIED_CODES = frozenset({
+    "DISK_FULL", "DISK_FAULT", "RESULTS_NOT_WRITABLE", "LOCATION_UNREACHABLE", "LOCATION_NOT_WRITABLE",
+    "LOCATION_NOT_READABLE", "LOCATION_FULL", "CREDENTIALS_REFUSED", "OBJECT_DAMAGED",
+})  # fmt: skip
 # Faults that somebody mends outside the job: it waits, with its checkpoint, and is not failed.
 WAITING_CODES = RETRIED_CODES | {"RESULTS_NOT_EMPTY", "VERSIONING_OFF"}
 
@@ -298,8 +306,13 @@ def _prepare(run: _Run, prepare: Prepare) -> Ended | None:
     return _ended_by_wish(run, look_now=True)
 
 
-def _meanwhile(run: _Run, work: Callable[[], Result], *, may_give_up: bool) -> Result | None:
-    """Let `work` run in a thread, and keep the lease meanwhile. None where it was given up: somebody wants a stop."""
+def _meanwhile(
+    run: _Run, work: Callable[[], Result], *, may_give_up: bool, stop: threading.Event | None = None
+) -> Result | None:
+    """Let `work` run in a thread, and keep the lease meanwhile. None where it was given up: somebody wants a stop.
+
+    stop: set at that wish, for work that ends itself.
+    """
     results: list[Result] = []
     errors: list[BaseException] = []
 
@@ -315,6 +328,8 @@ def _meanwhile(run: _Run, work: Callable[[], Result], *, may_give_up: bool) -> R
     while thread.is_alive():
         thread.join(POLL_SECONDS)
         run.look()
+        if stop is not None and run.cause_to_stop() is not None:
+            stop.set()
         if may_give_up and asked_at is None and run.cause_to_stop() is not None:
             asked_at = time.monotonic()
             run.wish.times = max(1, run.wish.times)
@@ -414,6 +429,7 @@ def _start(run: _Run) -> int:
     # killed between its manifest and its last event: a worker that finds a manifest would have nothing to do
     (run.folder.artifact / MANIFEST_NAME).unlink(missing_ok=True)
     pid = run.standby.take(run.folder.job_file, log=run.folder.worker_log) if run.standby else None
+    is_held = pid is None
     if pid is None:
         needs_cuda = read_job_file(run.folder).device == "cuda"
         pid = start_logged(
@@ -421,9 +437,12 @@ def _start(run: _Run) -> int:
             folder=run.folder.path,
             log=run.folder.worker_log,
             environment=worker_environment(run.environment, needs_cuda=needs_cuda, is_idle=machine_is_idle()),
+            is_held=True,
         )
     try:
         run.change(worker_pid=pid, worker_started_at=process_started_at(pid), attempts=run.record.attempts + 1)
+        if is_held:
+            release(pid)
     except BaseException:
         # nobody would know of it, and a resumed job would start a second one beside it
         signal_worker(pid, signal.SIGKILL, whole_group=True)
@@ -481,18 +500,23 @@ def _publish(run: _Run) -> Ended:
     if run.record.state is JobState.CANCELING:
         return _canceled(run)
     try:
-        target = local_path(run.record.results_uri, field="results")
-        run.say(PhaseEvent(time=now(), phase="publishing", detail=str(target)), phase="publishing")
+        artifact_uri = run.record.results_uri
+        place = find_place(artifact_uri, field="results")
+        location = location_of(artifact_uri, state=run.state) if isinstance(place, BucketPlace) else place
+        where = artifact_uri if isinstance(place, BucketPlace) else str(place)
+        run.say(PhaseEvent(time=now(), phase="publishing", detail=where), phase="publishing")
         run.may_leave = False  # nobody may publish beside us
-        _meanwhile(run, lambda: publish(run.folder.artifact, target), may_give_up=False)
+        stop = threading.Event()
+        publishing = partial(publish, run.folder.artifact, location, environment=run.environment, stop=stop)
+        manifest = _meanwhile(run, publishing, may_give_up=False, stop=stop)
+        assert manifest is not None, "it was not given up"
+    except Stopped:
+        return _ended_by_wish(run) or _stopped(run)
     except TunesmithError as error:
-        return _failed(run, error)
-    artifact_uri = target.as_uri()
+        return _failed(run, error, waits_for=PUBLISH_WAITING_CODES)
     metrics = version_metrics(run.history, rows=row_counts(run.folder))
     verdict = run.history.verdict
-    version = final_columns(
-        artifact_uri=artifact_uri, manifest=read_manifest(run.folder.artifact), metrics=metrics, verdict=verdict
-    )
+    version = final_columns(artifact_uri=artifact_uri, manifest=manifest, metrics=metrics, verdict=verdict)
     if verdict is not None and verdict.outcome is Outcome.NOT_USABLE:
         # kept and published as evidence; the state keeps anybody from taking it for a success
         unusable = JobFailed(
@@ -524,10 +548,17 @@ def _stopped(run: _Run) -> Ended:
     return _wait(run, Ending.STOPPED, error, retry_at=None)
 
 
-def _failed(run: _Run, error: TunesmithError, *, is_said: bool = False, **changes: Any) -> Ended:
+def _failed(
+    run: _Run,
+    error: TunesmithError,
+    *,
+    is_said: bool = False,
+    waits_for: frozenset[str] = frozenset(),
+    **changes: Any,
+) -> Ended:
     """A final failure, or a wait where somebody can mend the cause outside the job."""
     form, family = error.form(), type(error).__name__
-    if error.code in WAITING_CODES:
+    if error.code in WAITING_CODES | waits_for:
         resume = f"Then go on with `tunesmith job resume {run.folder.job_id}`."
         error.hint = f"{error.hint} {resume}" if error.hint else resume
         return _wait(run, Ending.WAITING, error, retry_at=_retry_at(run, error.code))

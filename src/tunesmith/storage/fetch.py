@@ -10,11 +10,12 @@ from __future__ import annotations
 import hashlib
 import json
 import threading
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Generator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 
-from tunesmith.errors import InputRefused
+from tunesmith.errors import InputRefused, TunesmithError
 from tunesmith.files import sha256_of, write_json
 from tunesmith.storage.objects import (
     Location,
@@ -28,7 +29,7 @@ from tunesmith.storage.objects import (
     open_objects,
 )
 
-FETCH_RETRY_SECONDS = 15.0  # somebody waits for the refusal
+FETCH_RETRY_SECONDS = 8.0  # somebody waits for the refusal, which comes within 20
 MAXIMUM_MODEL_FILES = 1000
 # what a model folder needs; weights in pickles and other formats are never read, so never fetched
 MODEL_SUFFIXES = frozenset({".json", ".safetensors", ".txt", ".model", ".jinja", ".md"})
@@ -68,15 +69,16 @@ def fetch(
     """
     store, prefix = open_objects(location, environment, retry_seconds=retry_seconds, stop=stop, field=field)
     key = check_key("/".join(part for part in (prefix, path) if part), field=field)
-    info = store.head(key, version_id)
-    fetched = _fetch(
-        store,
-        info,
-        folder / _identity(store, info) / PurePosixPath(key).name,
-        records=folder / "records",
-        maximum_bytes=maximum_bytes,
-        progress=progress,
-    )
+    with _naming(field):
+        info = store.head(key, version_id)
+        fetched = _fetch(
+            store,
+            info,
+            folder / _identity(store, info) / PurePosixPath(key).name,
+            records=folder / "records",
+            maximum_bytes=maximum_bytes,
+            progress=progress,
+        )
     if expected_sha256 is not None and fetched.sha256 != expected_sha256:
         raise InputRefused(
             "OBJECT_CHANGED",
@@ -100,24 +102,25 @@ def fetch_model(
     """The files of a model that lie right under a prefix, as one folder. Raises also InputRefused (MODEL_NOT_FOUND)."""
     store, prefix = open_objects(location, environment, retry_seconds=retry_seconds, stop=stop, field="model")
     prefix = "/".join(part for part in (prefix, check_key(path, field="model") if path else "") if part)
-    listing = store.list(f"{prefix}/" if prefix else "", limit=MAXIMUM_MODEL_FILES, by_folder=True)
-    keys = [found.key for found in listing.objects if PurePosixPath(found.key).suffix.lower() in MODEL_SUFFIXES]
-    if listing.next is not None or join_key(prefix, "config.json") not in keys:
-        found = "more than a model's files" if listing.next is not None else "no config.json"
-        raise InputRefused(
-            "MODEL_NOT_FOUND",
-            f"MODEL {store.uri(prefix)}: under this prefix lies {found}.",
-            field="model",
-            hint="Name the prefix that holds config.json, the tokenizer and the safetensors.",
-        )
-    infos = [store.head(check_key(key, field="model")) for key in sorted(keys)]
-    # the model's own name at the end: it is shown, and names the version set
-    target = folder / _identity(store, *infos) / (PurePosixPath(prefix).name or "model")
-    files: list[FetchedFile] = []
-    for info in infos:
-        if progress is not None:
-            progress(f"fetching {store.uri(info.key)} ({info.size / 1e6:,.1f} MB)")
-        files.append(_fetch(store, info, target / PurePosixPath(info.key).name, records=folder / "records"))
+    with _naming("model"):
+        listing = store.list(f"{prefix}/" if prefix else "", limit=MAXIMUM_MODEL_FILES, by_folder=True)
+        keys = [found.key for found in listing.objects if PurePosixPath(found.key).suffix.lower() in MODEL_SUFFIXES]
+        if listing.next is not None or join_key(prefix, "config.json") not in keys:
+            found = "more than a model's files" if listing.next is not None else "no config.json"
+            raise InputRefused(
+                "MODEL_NOT_FOUND",
+                f"MODEL {store.uri(prefix)}: under this prefix lies {found}.",
+                field="model",
+                hint="Name the prefix that holds config.json, the tokenizer and the safetensors.",
+            )
+        infos = [store.head(check_key(key, field="model")) for key in sorted(keys)]
+        # the model's own name at the end: it is shown, and names the version set
+        target = folder / _identity(store, *infos) / (PurePosixPath(prefix).name or "model")
+        files: list[FetchedFile] = []
+        for info in infos:
+            if progress is not None:
+                progress(f"fetching {store.uri(info.key)} ({info.size / 1e6:,.1f} MB)")
+            files.append(_fetch(store, info, target / PurePosixPath(info.key).name, records=folder / "records"))
     return FetchedFolder(path=target, files=files)
 
 
@@ -154,6 +157,16 @@ def _fetch(
     except OSError as error:
         raise disk_fault(error) from error
     return FetchedFile(path=path, version_id=got.version_id, sha256=got.sha256, uri=uri)
+
+
+@contextmanager
+def _naming(field: str) -> Generator[None]:
+    """A store knows of objects, not of the argument that named one."""
+    try:
+        yield
+    except TunesmithError as error:
+        error.field = error.field or field
+        raise
 
 
 def _identity(store: ObjectStore, *infos: ObjectInfo) -> str:

@@ -54,7 +54,7 @@ READ_BACKS = 3
 FIRST_WAIT_SECONDS = 0.2
 LONGEST_WAIT_SECONDS = 10.0
 CONNECT_SECONDS = 5
-READ_SECONDS = 30
+READ_SECONDS, SHORTEST_READ_SECONDS = 30.0, 5.0
 DEFAULT_REGION = "us-east-1"  # what compatible services expect in a signature when none is named
 AWS_HOSTS = (".amazonaws.com", ".amazonaws.com.cn")
 SHA256_NAME = "sha256"  # of the object's metadata
@@ -127,7 +127,7 @@ def open_bucket(
             config=Config(
                 signature_version="s3v4",
                 connect_timeout=CONNECT_SECONDS,
-                read_timeout=READ_SECONDS,
+                read_timeout=min(READ_SECONDS, max(SHORTEST_READ_SECONDS, retry_seconds)),
                 retries={"total_max_attempts": 1, "mode": "standard"},  # ours have a budget over all
                 max_pool_connections=PARTS_AT_ONCE + 2,
                 request_checksum_calculation="when_required",
