@@ -7,7 +7,7 @@ STAMP := $(VENV)/.installed
 # uv does not read pip's configuration: pass on a wheel folder that pip knows.
 export UV_FIND_LINKS ?= $(shell echo "$${PIP_FIND_LINKS:-$$($(PY) -m pip config get global.find-links 2>/dev/null)}" | tr ' ' ',')
 
-.PHONY: setup demo test unit check bench format clean
+.PHONY: setup demo test unit check bench faults format clean
 setup: $(STAMP)
 
 $(STAMP): pyproject.toml constraints.txt
@@ -33,6 +33,10 @@ check: setup
 	$(BIN)/pyright
 	$(BIN)/lint-imports
 	$(BIN)/python scripts/check_docs.py
+
+# FAULTS_ROUNDS kills (50 in `make test`); FAULTS_SEED repeats a printed run.
+faults: setup
+	FAULTS_ROUNDS=$${FAULTS_ROUNDS:-300} $(BIN)/python -m pytest -q tests/faults
 
 format: setup
 	$(BIN)/ruff format .

@@ -193,7 +193,7 @@ REFUSALS: list[tuple[list[str], int, str]] = [
     (["--strategy", "fsdp2"], 4, "--strategy fsdp2"),
     (["--replicas", "2"], 4, "--replicas 2"),
     (["--network", "n"], 4, "--network"),
-    (["--log", "l"], 4, "--log"),
+    (["--log", "no-such-log"], 2, "'no-such-log'"),
     (["--shape", "big"], 4, "--shape"),
     (["--results", "s3://bucket/x"], 4, "s3://bucket/x"),
     (["--precision", "bf16"], 4, "--precision bf16"),

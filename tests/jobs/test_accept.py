@@ -7,11 +7,13 @@ from typing import Any
 import pytest
 
 from tunesmith.bundled import MODEL_NAME
+from tunesmith.catalog.logs import add_log
 from tunesmith.errors import Conflict, InputRefused, MachineCannot, Unknown, UsageFault
 from tunesmith.jobs.accept import Submission, check_submission, cloned, submission_notices, submit
 from tunesmith.jobs.home import open_home
 from tunesmith.jobs.settings import read_flat
 from tunesmith.jobs.state import State, open_state
+from tunesmith.spec.catalog import NewLog
 from tunesmith.spec.jobs import JobRecord, JobState
 
 
@@ -105,6 +107,17 @@ def test_a_clone_asks_for_the_same_but_what_was_changed(state: State, rows: Path
         cloned(first.job_id, state=state, overrides={"epochs": 0}, submitted_by="bob")
     with pytest.raises(Unknown):
         cloned("job-0", state=state, overrides={}, submitted_by="bob")
+
+
+def test_a_named_log_has_to_be_there_and_stands_in_the_record(state: State, rows: Path) -> None:
+    with pytest.raises(Unknown) as refusal:
+        send(state, submission(rows, log="team"))
+    assert refusal.value.code == "UNKNOWN_LOG" and state.jobs.records() == []
+    with state.database.write() as connection:
+        add_log(connection, NewLog(name="team"), actor="ada")
+    record, _ = send(state, submission(rows, log="team"))
+    assert record.log == "team"
+    assert submission_notices(submission(rows, log="team").request) == []
 
 
 def test_a_log_of_ones_own_is_recommended_where_none_was_chosen(rows: Path) -> None:

@@ -15,6 +15,7 @@ from typing import Any
 import sqlalchemy as sa
 
 from tunesmith.catalog.idempotency import recall, remember
+from tunesmith.catalog.logs import find_log
 from tunesmith.files import json_bytes
 from tunesmith.jobs.finetune import dataset_path, default_version_set, lineage_of, prepare_job, write_folder
 from tunesmith.jobs.inputs import dataset_name, in_location, model_name, results_uri
@@ -61,6 +62,9 @@ def check_submission(submission: Submission, *, state: State) -> NewJob:
     request = submission.request
     settings, parent = submission.settings, None
     refuse_not_built(request, settings)
+    if request.log is not None:
+        with state.database.read() as connection:
+            find_log(connection, request.log)
     if request.from_version is not None:
         found = find_parent(request.from_version, state=state, project=submission.project)
         settings, parent = with_form_of(found, settings), found.model_version

@@ -102,7 +102,6 @@ def refuse_not_built(request: FinetuneRequest, settings: TrainingSettings) -> No
         (request.shape != LOCAL_SHAPE, f"--shape {_shown(request.shape)}", "Leave it out: the run uses this machine."),
         (request.replicas > 1, f"--replicas {request.replicas}", "Leave it out: the run uses this machine."),
         (request.network is not None, "--network", "It serves several machines; leave it out."),
-        (request.log is not None, "--log", "Leave it out: `tunesmith job logs` shows the log of a local job."),
     ]
     for is_wished, option, hint in wishes:
         if is_wished:

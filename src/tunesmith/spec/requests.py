@@ -66,4 +66,6 @@ class FinetuneRequest(Spec):
     shape: str = Field(LOCAL_SHAPE, min_length=1, max_length=64, description="The machine to run on; local: this one.")
     replicas: int = Field(1, ge=1, le=1024, description="Machines of that shape.")
     network: str | None = Field(None, min_length=1, description="Network of the replicas.")
-    log: str | None = Field(None, min_length=1, description="Where logs of the replicas are gathered.")
+    log: str | None = Field(
+        None, min_length=1, description="The named log that the output of the job belongs to; recommended always."
+    )
