@@ -14,6 +14,7 @@ import sqlalchemy as sa
 from tunesmith.catalog.clock import now
 from tunesmith.catalog.paging import Page, read_page
 from tunesmith.spec.catalog import AuditView
+from tunesmith.storage.database import fields_of
 from tunesmith.storage.tables import AUDIT
 
 
@@ -47,6 +48,6 @@ def list_audit(
 
 def _views(rows: Sequence[sa.Row[Any]]) -> list[AuditView]:
     return [
-        AuditView.model_validate(row._asdict() | {"detail": json.loads(row.detail) if row.detail else None})
+        AuditView.model_validate(fields_of(row) | {"detail": json.loads(row.detail) if row.detail else None})
         for row in rows
     ]

@@ -19,6 +19,7 @@ from tunesmith.errors import Conflict, Unknown
 from tunesmith.spec.catalog import DatasetView, NewDataset, NounChange
 from tunesmith.spec.datasets import DatasetReport
 from tunesmith.spec.jobs import FINAL_STATES
+from tunesmith.storage.database import fields_of
 from tunesmith.storage.tables import DATASETS, JOBS
 
 VIEW_COLUMNS = [column for column in DATASETS.c if column.name not in ("project", "report")]
@@ -127,6 +128,19 @@ def with_bytes(connection: sa.Connection, sha256: str) -> list[tuple[str, str]]:
     return [(row.dataset_id, row.file_name) for row in connection.execute(query.limit(5))]
 
 
+def with_source(connection: sa.Connection, new: NewDataset, *, project: str) -> str | None:
+    """The newest dataset of the same object in the same version, read by the same columns."""
+    columns = DATASETS.c
+    query = sa.select(columns.dataset_id).where(
+        columns.project == project,
+        columns.source_uri == new.source_uri,
+        columns.source_version_id.is_not_distinct_from(new.source_version_id),
+        columns.sha256 == new.sha256,
+        columns.columns == json.dumps(new.columns, sort_keys=True),
+    )
+    return connection.execute(query.order_by(columns.sequence.desc()).limit(1)).scalar()
+
+
 def dataset_users(connection: sa.Connection, dataset_id: str, *, project: str) -> list[str]:
     """The unfinished jobs that were asked to read it."""
     rows = connection.execute(
@@ -149,7 +163,7 @@ def _is(project: str, dataset_id: str) -> sa.ColumnElement[bool]:
 def _views(rows: Sequence[sa.Row[Any]]) -> list[DatasetView]:
     views: list[DatasetView] = []
     for row in rows:
-        fields = row._asdict()
+        fields = fields_of(row)
         del fields["sequence"]
         documents = {"tags": json.loads(row.tags), "columns": json.loads(row.columns)}
         views.append(DatasetView.model_validate(fields | documents))

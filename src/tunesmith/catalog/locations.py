@@ -17,6 +17,7 @@ from tunesmith.catalog.paging import Page, matching, read_page
 from tunesmith.errors import Conflict, Unknown
 from tunesmith.spec.catalog import LocationView, NewLocation
 from tunesmith.spec.jobs import FINAL_STATES
+from tunesmith.storage.database import fields_of
 from tunesmith.storage.objects import Location
 from tunesmith.storage.tables import DATASETS, JOBS, LOCATIONS
 
@@ -84,4 +85,4 @@ def remove_location(connection: sa.Connection, name: str, *, actor: str) -> None
 
 
 def _views(rows: Sequence[sa.Row[Any]]) -> list[LocationView]:
-    return [LocationView.model_validate(row._asdict()) for row in rows]
+    return [LocationView.model_validate(fields_of(row)) for row in rows]

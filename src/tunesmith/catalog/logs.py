@@ -17,6 +17,7 @@ from tunesmith.catalog.paging import Page, matching, read_page
 from tunesmith.errors import Conflict, Unknown
 from tunesmith.spec.catalog import LogChange, LogView, NewLog
 from tunesmith.spec.jobs import FINAL_STATES
+from tunesmith.storage.database import fields_of
 from tunesmith.storage.tables import JOBS, LOGS
 
 
@@ -72,4 +73,4 @@ def remove_log(connection: sa.Connection, name: str, *, actor: str) -> None:
 
 
 def _views(rows: Sequence[sa.Row[Any]]) -> list[LogView]:
-    return [LogView.model_validate(row._asdict()) for row in rows]
+    return [LogView.model_validate(fields_of(row)) for row in rows]

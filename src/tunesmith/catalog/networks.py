@@ -15,6 +15,7 @@ from tunesmith.catalog.paging import Page, matching, read_page
 from tunesmith.errors import Conflict, Unknown
 from tunesmith.spec.catalog import NetworkView, NewNetwork
 from tunesmith.spec.jobs import FINAL_STATES
+from tunesmith.storage.database import fields_of
 from tunesmith.storage.tables import JOBS, NETWORKS
 
 
@@ -63,4 +64,4 @@ def remove_network(connection: sa.Connection, name: str, *, actor: str) -> None:
 
 
 def _views(rows: Sequence[sa.Row[Any]]) -> list[NetworkView]:
-    return [NetworkView.model_validate(row._asdict()) for row in rows]
+    return [NetworkView.model_validate(fields_of(row)) for row in rows]

@@ -19,6 +19,7 @@ from tunesmith.catalog.clock import iso, now
 from tunesmith.catalog.paging import Page, read_page
 from tunesmith.errors import Unknown
 from tunesmith.spec.catalog import NewToken, TokenView
+from tunesmith.storage.database import fields_of
 from tunesmith.storage.tables import TOKENS
 
 PREFIX = "tunesmith_"  # what secret scanners look for
@@ -77,7 +78,7 @@ def revoke_token(connection: sa.Connection, token_id: str, *, actor: str) -> Tok
 
 def _views(rows: Sequence[sa.Row[Any]]) -> list[TokenView]:
     time_now = now()
-    return [TokenView.model_validate(row._asdict() | {"state": _state(row, time_now)}) for row in rows]
+    return [TokenView.model_validate(fields_of(row) | {"state": _state(row, time_now)}) for row in rows]
 
 
 def _state(row: sa.Row[Any], time_now: str) -> str:

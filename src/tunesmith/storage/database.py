@@ -198,3 +198,8 @@ def _in_our_words(url: str) -> Generator[None]:
                 hint="Restore a backup with `tunesmith state restore`; jobs' folders and artifacts are untouched.",
             ) from error
         raise
+
+
+def fields_of(row: sa.Row[Any]) -> dict[str, Any]:
+    """A row's columns by name."""
+    return row._asdict()  # pyright: ignore[reportPrivateUsage]  # its documented name: an underscore keeps it apart
