@@ -8,6 +8,7 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
+import httpx2
 import pytest
 
 from tests.jobs.conftest import submit_job
@@ -240,6 +241,35 @@ def test_the_log_is_read_and_downloaded(client: Client, job: JobFolder, tmp_path
     assert client.jobs.log(job.job_id, lines=1) == ["second"]
     assert client.jobs.log(job.job_id, search="FIRST") == ["first"]
     assert client.jobs.download_log(job.job_id, tmp_path / "x.log").read_bytes() == b"first\nsecond\n"
+
+
+class LosesAnswers(httpx2.BaseTransport):
+    """The request arrives and is done; the answer to every first POST of a path is lost on its way."""
+
+    def __init__(self, host: Host) -> None:
+        self._inner = InProcess(host)
+        self.lost: set[str] = set()
+
+    def handle_request(self, request: httpx2.Request) -> httpx2.Response:
+        answer = self._inner.handle_request(request)
+        if request.method == "POST" and request.url.path not in self.lost:
+            self.lost.add(request.url.path)
+            answer.read()
+            answer.close()
+            raise httpx2.ReadError("the answer was lost")
+        return answer
+
+
+def test_a_creation_whose_answer_was_lost_makes_one_object(host: Host, endpoint: Endpoint, rows: Path) -> None:
+    transport = LosesAnswers(host)
+    client = Client.over(Wire(endpoint, transport=transport))
+    job = client.jobs.submit(MODEL_NAME, rows, version_set="bot")
+    clone = job.clone(epochs=5)
+    client.logs.add(NewLog(name="long"))
+    assert len(transport.lost) == 4
+    assert [each.job_id for each in client.jobs.list()] == [clone.job_id, job.job_id]
+    assert len(client.datasets.list()) == len(client.logs.list()) == 1
+    assert [each.model_version for each in client.versions.list()] == ["bot:2", "bot:1"]
 
 
 # ---- versions
