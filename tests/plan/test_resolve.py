@@ -105,6 +105,13 @@ def test_a_run_that_does_not_fit_is_refused_with_its_largest_part() -> None:
     assert "weights" in caught.value.message and "32.0 GB" in caught.value.message
 
 
+@pytest.mark.parametrize("on", [machine(free=1 << 30), machine(gpu_free=1 << 30)], ids=["CPU", "GPU"])
+def test_a_run_that_fits_once_others_give_their_memory_back_is_told_apart(on: Machine) -> None:
+    with pytest.raises(MachineCannot) as caught:
+        plan(on=on, parameters=4_000_000_000)
+    assert caught.value.code == "DOES_NOT_FIT_NOW"
+
+
 def test_a_larger_batch_than_rows_is_said() -> None:
     made = plan(TrainingSettings(global_batch_size=500))
     assert "BATCH_ABOVE_ROWS" in [notice.code for notice in made.notices]

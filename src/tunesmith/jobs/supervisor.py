@@ -62,7 +62,7 @@ STOPPED_CODES = frozenset({130, 143, -signal.SIGINT, -signal.SIGTERM})
 # Faults that may pass by themselves: a job of the queue tries again, after longer and longer times.
 RETRIED_CODES = frozenset({
     "DISK_FULL", "DISK_FAULT", "RESULTS_NOT_WRITABLE", "LOCATION_UNREACHABLE", "LOCATION_NOT_WRITABLE",
-    "LOCATION_NOT_READABLE", "LOCATION_FULL", "CREDENTIALS_REFUSED", "OBJECT_DAMAGED",
+    "LOCATION_NOT_READABLE", "LOCATION_FULL", "CREDENTIALS_REFUSED", "OBJECT_DAMAGED", "DOES_NOT_FIT_NOW",
 })  # fmt: skip
 # Faults that somebody mends outside the job: it waits, with its checkpoint, and is not failed.
 WAITING_CODES = RETRIED_CODES | {"RESULTS_NOT_EMPTY", "VERSIONING_OFF"}

@@ -47,6 +47,10 @@ class Machine:
         return self.gpus[0].name if self.device == "cuda" else self.processor
 
     @property
+    def total_device_bytes(self) -> int:
+        return self.gpus[0].total_bytes if self.device == "cuda" else self.total_memory_bytes
+
+    @property
     def free_device_bytes(self) -> int:
         return self.gpus[0].free_bytes if self.device == "cuda" else self.free_memory_bytes
 

@@ -171,8 +171,9 @@ def _require_fit(peak: int, parts: list[MemoryPart], machine: Machine, settings:
         "logits": "Take a base model with a smaller vocabulary.",
         "weights": "Take a smaller base model, or a machine with more memory.",
     }
+    is_for_now = peak <= USABLE_SHARE * machine.total_device_bytes  # others hold what it lacks: a queued job waits
     raise MachineCannot(
-        "DOES_NOT_FIT",
+        "DOES_NOT_FIT_NOW" if is_for_now else "DOES_NOT_FIT",
         f"The run needs about {_gigabytes(peak)} and {_gigabytes(free)} are free on {machine.device_name}; "
         f"most of it for {top.name}: {top.formula} = {_gigabytes(top.bytes)}.",
         field="micro_batch_size"
