@@ -24,6 +24,7 @@ from tunesmith.data.findings import ERRORS, WARNINGS
 from tunesmith.errors import FAMILIES
 from tunesmith.jobs.home import HOME_VARIABLE
 from tunesmith.jobs.launcher import KEPT_VARIABLES, SET_VARIABLES
+from tunesmith.storage.s3_store import AWS_VARIABLES
 
 ROOT = Path(__file__).resolve().parents[1]
 LINK = re.compile(r"(?<!!)\[[^\]]*\]\(([^)\s]+)\)")
@@ -36,6 +37,7 @@ CARRIERS = frozenset({*FAMILIES, "Notice", "NoticeEvent", "Finding", "notice", "
 NOT_CODES = (
     KEPT_VARIABLES
     | SET_VARIABLES.keys()
+    | AWS_VARIABLES
     | {HOME_VARIABLE, URL_VARIABLE, TOKEN_VARIABLE, "CUDA_VISIBLE_DEVICES", "CAUSAL_LM", "LEARNED_BIT"}
 )
 

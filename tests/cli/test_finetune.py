@@ -195,7 +195,7 @@ REFUSALS: list[tuple[list[str], int, str]] = [
     (["--network", "n"], 4, "--network"),
     (["--log", "no-such-log"], 2, "'no-such-log'"),
     (["--shape", "big"], 4, "--shape"),
-    (["--results", "s3://bucket/x"], 4, "s3://bucket/x"),
+    (["--results", "oci://bucket/x"], 4, "oci://bucket/x"),
     (["--precision", "bf16"], 4, "--precision bf16"),
     (["--validation-dataset", "/no/such/file"], 3, "/no/such/file"),
     (["--test-dataset", "/"], 3, "--test-dataset"),
@@ -227,7 +227,7 @@ def test_refusals_name_what_is_at_fault_and_leave_nothing(
         ("demo", 3, "MODEL_NOT_FOUND"),
         ("/no/such/model", 3, "MODEL_NOT_FOUND"),
         ("mistralai/Mistral-7B-v0.3", 4, "NOT_BUILT"),
-        ("s3://bucket/model", 4, "NOT_BUILT"),
+        ("gs://bucket/model", 4, "NOT_BUILT"),
         (__file__, 3, "MODEL_NOT_A_FOLDER"),
     ],
 )

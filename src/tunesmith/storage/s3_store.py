@@ -56,6 +56,11 @@ LONGEST_WAIT_SECONDS = 10.0
 CONNECT_SECONDS = 5
 READ_SECONDS, SHORTEST_READ_SECONDS = 30.0, 5.0
 DEFAULT_REGION = "us-east-1"  # what compatible services expect in a signature when none is named
+# those that we read; boto3's own chain reads more
+AWS_VARIABLES = frozenset({
+    "AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY", "AWS_SESSION_TOKEN", "AWS_PROFILE", "AWS_REGION",
+    "AWS_DEFAULT_REGION", "AWS_ENDPOINT_URL", "AWS_ENDPOINT_URL_S3", "AWS_CA_BUNDLE",
+})  # fmt: skip
 AWS_HOSTS = (".amazonaws.com", ".amazonaws.com.cn")
 SHA256_NAME = "sha256"  # of the object's metadata
 
