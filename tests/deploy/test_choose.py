@@ -53,4 +53,4 @@ def test_output_that_is_no_number_is_refused(temperature: float) -> None:
     chooser = Chooser(Sampling(temperature=temperature), choice=0)
     with pytest.raises(JobFailed) as refused:
         chooser.choose(torch.tensor([0.0, float("nan")]))
-    assert refused.value.code == "MODEL_NOT_FINITE"
+    assert refused.value.code == "OUTPUT_NOT_FINITE"

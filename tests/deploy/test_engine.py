@@ -150,7 +150,7 @@ def test_what_does_not_fit_the_context_is_refused_with_numbers(tiny: Any) -> Non
     assert (error.code, error.field) == ("CONTEXT_LENGTH_EXCEEDED", "max_tokens")
     assert "100 tokens and 60 more" in error.message and str(facts.context_length) in error.message
     assert refusal(engine, generate(prompt="x" * 128, max_tokens=None)).field == "prompt"
-    assert refusal(engine, generate(prompt="")).code == "EMPTY_PROMPT"
+    assert refusal(engine, generate(prompt="")).code == "PROMPT_WITHOUT_TOKENS"
     (told,) = run_all(engine, generate(prompt="x" * 120, max_tokens=None))
     assert told.done[0].completion_tokens <= 8
 

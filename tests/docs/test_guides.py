@@ -41,7 +41,7 @@ MAKE_LINES = [(page, line) for page, line in LINES if line.split()[0] == "make"]
 def starts_a_worker(line: str) -> bool:
     """Whether it loads a model: seconds, not milliseconds."""
     words = line.split()
-    return words[1] in ("demo", "finetune", "plan", "model") or "--model" in words
+    return words[1] in ("demo", "finetune", "plan", "model", "chat") or "--model" in words
 
 
 @pytest.fixture(scope="module")

@@ -53,6 +53,7 @@ COMMANDS = {
     "dataset": "Check a file; list, show and upload datasets.",
     "job": "Submit, watch, list, show, resume, pause, cancel and clone jobs.",
     "version": "List, show, compare, alias and export model versions.",
+    "chat": "Talk to a base model or a model version.",
     "version-set": "List and show sets of model versions.",
     "location": "Declare, check and browse places of datasets and results.",
     "log": "List and make named logs.",

@@ -38,6 +38,10 @@ class Output:
         """A line for people; its newlines count, everything else that acts on a terminal is shown."""
         self._write(self.human, visible(text, keep_newlines=True) + "\n")
 
+    def piece(self, text: str) -> None:
+        """A part of a line for people, as it comes; made safe like a line."""
+        self._write(self.human, visible(text, keep_newlines=True))
+
     def warn(self, text: str) -> None:
         """A line on standard error whatever else is asked for."""
         self._write(sys.stderr, visible(text, keep_newlines=True) + "\n")

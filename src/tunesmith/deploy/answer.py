@@ -65,7 +65,7 @@ def require_room(frame: GenerateFrame, *, prompt: list[int], context_length: int
     """How many tokens may be made. Raises InputRefused where prompt and answer do not fit the model's context."""
     if not prompt:
         raise InputRefused(
-            "EMPTY_PROMPT",
+            "PROMPT_WITHOUT_TOKENS",
             "The prompt is empty, and this model has no start token that could stand for it.",
             field="prompt",
             hint="Give at least one character.",

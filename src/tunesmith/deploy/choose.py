@@ -30,11 +30,11 @@ class Chooser:
         self._generator.manual_seed(int.from_bytes(digest, "little") >> 1)
 
     def choose(self, logits_V: Tensor) -> int:
-        """Raises JobFailed (MODEL_NOT_FINITE) where the model's output is no number."""
+        """Raises JobFailed (OUTPUT_NOT_FINITE) where the model's output is no number."""
         best = logits_V.max()
         if not bool(torch.isfinite(best)):
             raise JobFailed(
-                "MODEL_NOT_FINITE",
+                "OUTPUT_NOT_FINITE",
                 "The model's output is not finite: its weights or its adapter are damaged.",
                 field="model",
                 hint="Look at the version's verdict, and take another version.",

@@ -36,7 +36,6 @@ from tunesmith.spec.catalog import MAXIMUM_PAGE, VersionState
 from tunesmith.spec.serving import ChatTurn, DoneFrame, FinishReason, PieceFrame, StartedFrame
 
 EVENT_STREAM = "text/event-stream"
-BODY_BYTES = 4 << 20
 LISTED_PAGES = 10
 LOOK_SECONDS = 0.5  # how often a caller who waits for a whole answer is looked for
 NOBODY = 499  # a status that nobody sees: the caller is gone
@@ -351,13 +350,13 @@ ROUTES = [
     Route(
         method="POST", path="/v1/chat/completions", handler=create_chat_completion, permission="model.use",
         summary="Answer a conversation", answer=openai.ChatCompletion, refusals=(404, 409), content=STREAM,
-        body="json", body_limit=BODY_BYTES,
+        body="json",
         request_example={"model": "tunesmith/demo", "messages": [{"role": "user", "content": "Hello!"}]},
     ),
     Route(
         method="POST", path="/v1/completions", handler=create_completion, permission="model.use",
         summary="Go on with a text", answer=openai.Completion, refusals=(404, 409), content=STREAM,
-        body="json", body_limit=BODY_BYTES,
+        body="json",
         request_example={"model": "tunesmith/demo", "prompt": "Once upon a time", "max_tokens": 32},
     ),
 ]  # fmt: skip
