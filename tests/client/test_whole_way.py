@@ -160,3 +160,39 @@ def test_the_example_names_the_better_version(here: str, rows: Path) -> None:
             for version in ("rates:1", "rates:2")
         }
     assert winner == min(losses, key=lambda version: losses[version])
+
+
+def test_watching_outlives_a_killed_server(
+    rows: Path, environment: dict[str, str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    own = environment | {"TUNESMITH_HOME": str(tmp_path / "home")}
+    monkeypatch.setenv("TUNESMITH_HOME", own["TUNESMITH_HOME"])
+
+    def serve(port: str) -> subprocess.Popen[bytes]:
+        with (tmp_path / "serve.log").open("ab") as output:
+            process = subprocess.Popen(
+                [sys.executable, "-m", "tunesmith", "serve", "--port", port],
+                env=own, stdout=output, stderr=subprocess.STDOUT,
+            )  # fmt: skip
+        end = time.monotonic() + PATIENCE_SECONDS
+        while running_server(tmp_path / "home") is None:
+            assert process.poll() is None and time.monotonic() < end, (tmp_path / "serve.log").read_text()
+            time.sleep(0.05)
+        return process
+
+    first = serve("0")
+    with Client() as client:
+        job = client.jobs.submit(MODEL_NAME, rows, **QUICK)
+        numbers: list[int] = []
+        second: subprocess.Popen[bytes] | None = None
+        for each in job.events():
+            numbers.append(each.number)
+            if second is None and each.event.kind == "step":
+                first.kill()
+                first.wait()
+                second = serve(client.wire.endpoint.url.rpartition(":")[2])
+        assert second is not None
+        assert numbers == list(range(1, len(numbers) + 1)), "no event is lost or told twice"
+        assert job.result().state is JobState.SUCCEEDED
+    second.terminate()
+    assert second.wait(PATIENCE_SECONDS) == 0
