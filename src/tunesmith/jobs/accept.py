@@ -164,6 +164,7 @@ def prepare_accepted(
         environment=environment,
         progress=_untold,
         job_id=record.job_id,
+        project=record.project,
         is_unwanted=lambda: wish.is_wanted,
     )
     # those of the dataset are told by the worker, whoever starts it
