@@ -104,9 +104,10 @@ def ask_raw(
     return Answer(told[0]["status"], found, b"".join(message.get("body", b"") for message in told[1:]))
 
 
-def form_of(body: Any) -> dict[str, Any]:
-    """The error of an answer, whose form is the one form."""
+def form_of(body: Any, path: str = "/api") -> dict[str, Any]:
+    """The error of an answer, whose form is the one form: ours, or OpenAI's under /v1."""
     assert set(body) == {"error"}
-    assert set(body["error"]) == {"code", "message", "field", "hint"}
+    ours = {"code", "message", "field", "hint"}
+    assert set(body["error"]) == ({"message", "type", "param", "code"} if path.startswith("/v1/") else ours)
     assert body["error"]["code"] and body["error"]["message"]
     return body["error"]

@@ -41,9 +41,19 @@ WITH_ID = [route for route in PROTECTED if "{" in route.path]
 def path_of(route: Route) -> str:
     """The route's path with a name in place of each parameter that names nothing."""
     path = route.path
-    for name, value in {"{version}": "nothing:1", "{path:path}": "a/b", "{name:path}": "no/thing"}.items():
+    for name, value in {
+        "{version}": "nothing:1",
+        "{path:path}": "a/b",
+        "{name:path}": "no/thing",
+        "{model:path}": "no/thing",
+    }.items():
         path = path.replace(name, value)
     return "/".join("nothing" if part.startswith("{") else part for part in path.split("/"))
+
+
+def input_status(route: Route) -> int:
+    """Of a fault of input: OpenAI's interface says 400."""
+    return 400 if route.path.startswith("/v1/") else 422
 
 
 def ask(client: TestClient, route: Route, **more: Any) -> Any:
@@ -57,15 +67,15 @@ def ask(client: TestClient, route: Route, **more: Any) -> Any:
 def test_every_route_refuses_a_caller_without_a_token(refusing: TestClient, route: Route) -> None:
     answer = ask(refusing, route, headers={"Authorization": "", "Content-Type": "application/json"})
     assert answer.status_code == 401
-    assert form_of(answer.json())["code"] == "TOKEN_MISSING"
+    assert form_of(answer.json(), route.path)["code"] == "TOKEN_MISSING"
     assert answer.headers["WWW-Authenticate"] == "Bearer"
 
 
 @pytest.mark.parametrize("route", PROTECTED, ids=IDS)
 def test_every_route_refuses_a_parameter_that_it_does_not_have(refusing: TestClient, route: Route) -> None:
     answer = refusing.request(route.method, path_of(route), params={"surprise": "1"})
-    assert answer.status_code == 422
-    assert form_of(answer.json())["code"] == "UNKNOWN_FIELD"
+    assert answer.status_code == input_status(route)
+    assert form_of(answer.json(), route.path)["code"] == "UNKNOWN_FIELD"
 
 
 @pytest.mark.parametrize("route", PROTECTED, ids=IDS)
@@ -73,7 +83,7 @@ def test_every_route_refuses_another_method_in_our_form(refusing: TestClient, ro
     taken = {each.method for each in ROUTES if each.path == route.path}
     answer = refusing.request("PUT" if "PUT" not in taken else "POST", path_of(route))
     assert answer.status_code == 405
-    assert form_of(answer.json())["code"] == "METHOD_NOT_ALLOWED"
+    assert form_of(answer.json(), route.path)["code"] == "METHOD_NOT_ALLOWED"
     assert set(answer.headers["Allow"].split(", ")) >= taken
 
 
@@ -82,7 +92,7 @@ def test_every_route_with_an_id_answers_404_for_one_that_is_not_there(refusing: 
     more = {"params": {"model": "tunesmith/demo"}} if route.path.endswith("/preview") else {}
     answer = ask(refusing, route, **more)
     assert answer.status_code == 404, answer.text
-    assert form_of(answer.json())["code"].startswith("UNKNOWN_")
+    assert form_of(answer.json(), route.path)["code"].startswith("UNKNOWN_")
 
 
 BODIES = [route for route in PROTECTED if route.body == "json"]
@@ -98,15 +108,17 @@ BODIES = [route for route in PROTECTED if route.body == "json"]
         (b'{"a": 1, "a": 2}', "application/json", 422, "BAD_JSON"),
         (b"{}", "text/plain", 415, "CONTENT_TYPE"),
         (b"{}", "", 415, "CONTENT_TYPE"),
-        (b" " * ((1 << 20) + 1), "application/json", 413, "BODY_TOO_LARGE"),
+        (None, "application/json", 413, "BODY_TOO_LARGE"),
     ],
 )
 def test_every_body_is_json_of_a_bounded_size(
-    refusing: TestClient, route: Route, content: bytes, kind: str, status: int, code: str
+    refusing: TestClient, route: Route, content: bytes | None, kind: str, status: int, code: str
 ) -> None:
     headers = {"Content-Type": kind} if kind else {}
+    content = b" " * (route.body_limit + 1) if content is None else content
     answer = refusing.request(route.method, path_of(route), content=content, headers=headers)
-    assert (answer.status_code, form_of(answer.json())["code"]) == (status, code)
+    status = input_status(route) if status == 422 else status
+    assert (answer.status_code, form_of(answer.json(), route.path)["code"]) == (status, code)
 
 
 @pytest.mark.parametrize("route", BODIES, ids=[f"{route.method} {route.path}" for route in BODIES])
@@ -115,8 +127,8 @@ def test_every_body_with_an_unknown_field_is_refused_by_its_name(refusing: TestC
     if route.path.endswith("/clone"):  # its fields are those of the job that is cloned, which comes first
         assert answer.status_code == 404
         return
-    assert answer.status_code == 422
-    assert "is_admin" in form_of(answer.json())["message"]
+    assert answer.status_code == input_status(route)
+    assert "is_admin" in form_of(answer.json(), route.path)["message"]
 
 
 def test_a_route_without_a_permission_does_not_start(service: Service) -> None:

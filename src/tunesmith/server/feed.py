@@ -93,7 +93,8 @@ class EventFeed:
         watched = self._enter(job_id)
         try:
             yield b"retry: 1000\n\n"
-            await self._look_now(job_id)
+            if watched.watchers == 1:  # others wait for that look
+                await self._look_now(job_id)
             while not self._is_closing:
                 changed = watched.changed  # taken before looking, so that no change between is missed
                 events = watched.after(after, PAGE)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import os
 import shutil
+from functools import partial
 from pathlib import Path, PurePosixPath
 from typing import Annotated, Any
 
@@ -19,12 +20,12 @@ from tunesmith.catalog.datasets import new_dataset_id
 from tunesmith.data.rows import check_file
 from tunesmith.errors import UsageFault
 from tunesmith.files import fsync_folder
-from tunesmith.jobs.inputs import dataset_file, model_folder
+from tunesmith.jobs.inputs import dataset_file, in_location, model_folder
 from tunesmith.jobs.inspection import Inspection
 from tunesmith.jobs.settings import read_columns
 from tunesmith.server import uploads
 from tunesmith.server.errors import invalid, shown
-from tunesmith.server.inputs import check_model, inspecting
+from tunesmith.server.inputs import DATASET_FIELDS, check_model, inspecting
 from tunesmith.server.json_body import read_json
 from tunesmith.server.once import IdempotencyKey, once
 from tunesmith.server.routes import JSON_BODY_BYTES, Route, created, too_large
@@ -39,6 +40,7 @@ from tunesmith.spec.api import (
 )
 from tunesmith.spec.catalog import DatasetView, NewDataset, NounChange
 from tunesmith.spec.datasets import DatasetInput, DatasetReport, InspectRequest
+from tunesmith.spec.requests import FinetuneRequest
 from tunesmith.spec.training import TrainingSettings
 from tunesmith.storage.fetch import fetch, fetched_folder
 
@@ -138,6 +140,37 @@ def _place(call: Call, arrived: uploads.Arrived, target: Path) -> None:
 
 
 def _register(call: Call, new: NewLocatedDataset, key: str | None) -> Response:
+    kept = located(call, new)
+
+    def make(connection: sa.Connection) -> str:
+        return datasets.add_dataset(connection, kept, project=call.project, actor=call.actor).dataset_id
+
+    made, is_new = once(call, key, new, route=ROUTE, make=make)
+    return created(show_dataset(call, made), is_new=is_new)
+
+
+def pinned(call: Call, request: FinetuneRequest) -> FinetuneRequest:
+    """The request with each `location:path` as a dataset of the catalog: that version and no other is what runs.
+
+    Raises what registering it would: it is fetched and its rows are checked now. One that is known is not added twice.
+    """
+    changes: dict[str, str] = {}
+    for field in DATASET_FIELDS:
+        place = in_location(getattr(request, field) or "")
+        if place is None:
+            continue
+        new = NewLocatedDataset.model_validate({"location": place[0], "path": place[1], "columns": request.columns})
+        changes[field] = call.database.write_grouped(partial(_known_or_added, call, located(call, new)))
+    return request.model_copy(update=changes) if changes else request
+
+
+def _known_or_added(call: Call, new: NewDataset, connection: sa.Connection) -> str:
+    known = datasets.with_source(connection, new, project=call.project)
+    return known or datasets.add_dataset(connection, new, project=call.project, actor=call.actor).dataset_id
+
+
+def located(call: Call, new: NewLocatedDataset) -> NewDataset:
+    """What lies there now, fetched and checked. Raises Unknown, InputRefused for faulty rows, what a store raises."""
     with call.database.read() as connection:
         view = locations.find_location(connection, new.location)
         location = locations.location_of_uri(connection, view.uri)
@@ -150,17 +183,11 @@ def _register(call: Call, new: NewLocatedDataset, key: str | None) -> Response:
     report = check_file(fetched.path, columns=new.columns, name=new.path)
     if report.num_errors:
         raise uploads.refusal(report)
-    kept = NewDataset(
+    return NewDataset(
         name=new.name or PurePosixPath(new.path).name[:128], description=new.description, tags=new.tags,
         sha256=fetched.sha256, columns=new.columns, report=report, file_name=uploads.file_name(new.path),
         location=new.location, source_uri=fetched.uri, source_version_id=fetched.version_id,
     )  # fmt: skip
-
-    def make(connection: sa.Connection) -> str:
-        return datasets.add_dataset(connection, kept, project=call.project, actor=call.actor).dataset_id
-
-    made, is_new = once(call, key, new, route=ROUTE, make=make)
-    return created(show_dataset(call, made), is_new=is_new)
 
 
 def list_datasets(call: CallNow, query: Annotated[TaggedQuery, Query()]) -> DatasetPage:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import AsyncIterator, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -22,6 +23,7 @@ from tunesmith.jobs.accept import Submission
 from tunesmith.jobs.events import job_result
 from tunesmith.jobs.records import JobFolder
 from tunesmith.jobs.store import RECORD_COLUMNS
+from tunesmith.server.api.datasets import pinned
 from tunesmith.server.errors import shown
 from tunesmith.server.feed import read_page as read_event_page
 from tunesmith.server.files import attachment, ledger_page
@@ -75,13 +77,15 @@ def clone_job(
 ) -> Response:
     """A new job with the same request and settings, but for the fields given."""
     _read(call, job_id)
-    return _submit(call, jobs.cloned(job_id, state=call.state, overrides=changes.given()), key=idempotency_key)
+    given = jobs.cloned(job_id, state=call.state, overrides=changes.given(), submitted_by=call.actor)
+    return _submit(call, given, key=idempotency_key)
 
 
 def _submit(call: Call, submission: Submission, *, key: str | None) -> Response:
     if key is not None:
         check_key(key)
     check_places(call, submission.request)
+    submission = replace(submission, request=pinned(call, submission.request))
     new = jobs.check_submission(submission, state=call.state)
 
     def write(connection: sa.Connection) -> tuple[JobRecord, bool]:

@@ -1,0 +1,118 @@
+"""Tokens: the home's own, its mode, what the database keeps, revocation, roles."""
+
+from __future__ import annotations
+
+import pytest
+import sqlalchemy as sa
+from starlette.testclient import TestClient
+
+from tests.server.conftest import form_of
+from tunesmith.catalog.clock import now
+from tunesmith.catalog.tokens import hash_of
+from tunesmith.errors import NotPermitted
+from tunesmith.jobs.state import State
+from tunesmith.server.auth import PUBLIC, Principal, ensure_home_token, require
+from tunesmith.storage.tables import TOKENS
+
+
+def home_token(state: State) -> str:
+    return (state.home.root / "token").read_text().strip()
+
+
+def test_the_first_token_is_private_and_the_database_holds_its_hash_alone(state: State) -> None:
+    path = state.home.root / "token"
+    assert path.stat().st_mode & 0o777 == 0o600
+    with state.database.read() as connection:
+        rows = connection.execute(sa.select(TOKENS)).all()
+    assert [row.sha256 for row in rows] == [hash_of(home_token(state))]
+    assert home_token(state).encode() not in (state.home.root / "state.db").read_bytes()
+
+
+def test_another_start_keeps_the_token(state: State) -> None:
+    before = home_token(state)
+    (state.home.root / "token").chmod(0o644)
+    ensure_home_token(state.home, state.database)
+    assert home_token(state) == before
+    assert (state.home.root / "token").stat().st_mode & 0o777 == 0o600
+
+
+def test_a_lost_file_gets_a_new_token_and_the_old_one_opens_nothing(state: State, client: TestClient) -> None:
+    old = home_token(state)
+    (state.home.root / "token").unlink()
+    ensure_home_token(state.home, state.database)
+    assert home_token(state) != old
+    assert client.get("/api/jobs").status_code == 401
+    assert client.get("/api/jobs", headers={"Authorization": f"Bearer {home_token(state)}"}).status_code == 200
+
+
+def test_a_lost_database_takes_the_token_of_the_file(state: State, client: TestClient) -> None:
+    with state.database.write() as connection:
+        connection.execute(TOKENS.delete())
+    ensure_home_token(state.home, state.database)
+    assert client.get("/api/jobs").status_code == 200
+
+
+def test_a_revoked_home_token_is_replaced_at_the_next_start(state: State, client: TestClient) -> None:
+    old = home_token(state)
+    assert client.delete("/api/tokens/home").status_code == 204
+    assert client.get("/api/jobs").status_code == 401
+    ensure_home_token(state.home, state.database)
+    assert home_token(state) != old
+
+
+def test_wrong_tokens_are_refused_alike(client: TestClient) -> None:
+    for value in ("Bearer wrong", "Bearer " + "a" * 10_000, "Bearer é"):
+        answer = client.get("/api/jobs", headers={"Authorization": value.encode("latin-1")})
+        assert (answer.status_code, form_of(answer.json())["code"]) == (401, "TOKEN_WRONG")
+    for value in ("", "Bearer", "Bearer ", "Basic dXNlcjpwYXNz", "wrong"):
+        answer = client.get("/api/jobs", headers={"Authorization": value})
+        assert (answer.status_code, form_of(answer.json())["code"]) == (401, "TOKEN_MISSING")
+
+
+def test_a_made_token_opens_until_it_is_revoked(client: TestClient) -> None:
+    made = client.post("/api/tokens", json={"name": "robot"}).json()
+    robot = {"Authorization": f"Bearer {made['token']}"}
+    assert client.get("/api/jobs", headers=robot).status_code == 200
+    assert made["token"] not in client.get("/api/tokens").text + client.get("/api/audit").text
+    assert client.delete(f"/api/tokens/{made['token_id']}").status_code == 204
+    assert client.get("/api/jobs", headers=robot).status_code == 401
+
+
+def test_a_repeated_creation_of_a_token_tells_no_text(client: TestClient) -> None:
+    first = client.post("/api/tokens", json={"name": "robot"}, headers={"Idempotency-Key": "k"})
+    again = client.post("/api/tokens", json={"name": "robot"}, headers={"Idempotency-Key": "k"})
+    assert (first.status_code, again.status_code) == (201, 200)
+    assert first.json()["token_id"] == again.json()["token_id"]
+    assert again.json()["token"] is None
+
+
+def test_an_expired_token_opens_nothing(state: State, client: TestClient) -> None:
+    secret = "tunesmith_of-last-year"
+    with state.database.write() as connection:
+        connection.execute(
+            TOKENS.insert().values(
+                token_id="tok-2", name="guest", role="admin", sha256=hash_of(secret), created_at=now(),
+                expires_at="2020-01-01T00:00:00.000Z", revoked_at=None,
+            )
+        )  # fmt: skip
+    answer = client.get("/api/jobs", headers={"Authorization": f"Bearer {secret}"})
+    assert answer.status_code == 401
+
+
+def test_only_the_local_administrator_names_paths(state: State, client: TestClient) -> None:
+    made = client.post("/api/tokens", json={"name": "robot"}).json()
+    robot = {"Authorization": f"Bearer {made['token']}"}
+    asked = {"model": "tunesmith/demo", "dataset": str(state.home.root / "rows.jsonl")}
+    answer = client.post("/api/jobs", json=asked, headers=robot)
+    assert (answer.status_code, form_of(answer.json())["code"]) == (403, "PATH_NOT_PERMITTED")
+    answer = client.post("/api/jobs", json=asked)
+    assert (answer.status_code, form_of(answer.json())["code"]) == (422, "DATASET_NOT_FOUND")
+    answer = client.post("/api/jobs", json={**asked, "dataset": "rows.jsonl"})
+    assert (answer.status_code, form_of(answer.json())["code"]) == (422, "PATH_NOT_ABSOLUTE")
+
+
+def test_a_role_without_the_right_is_not_permitted() -> None:
+    guest = Principal(token_id="tok-3", name="guest", role="guest")
+    require(guest, PUBLIC)
+    with pytest.raises(NotPermitted, match=r"does not allow job.submit of job-1"):
+        require(guest, "job.submit", "job-1")
