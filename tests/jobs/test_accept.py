@@ -9,6 +9,7 @@ import pytest
 from tunesmith.bundled import MODEL_NAME
 from tunesmith.catalog.logs import add_log
 from tunesmith.errors import Conflict, InputRefused, MachineCannot, Unknown, UsageFault
+from tunesmith.jobs import accept
 from tunesmith.jobs.accept import Submission, check_submission, cloned, submission_notices, submit
 from tunesmith.jobs.home import open_home
 from tunesmith.jobs.settings import read_flat
@@ -107,6 +108,23 @@ def test_a_clone_asks_for_the_same_but_what_was_changed(state: State, rows: Path
         cloned(first.job_id, state=state, overrides={"epochs": 0}, submitted_by="bob")
     with pytest.raises(Unknown):
         cloned("job-0", state=state, overrides={}, submitted_by="bob")
+
+
+@pytest.mark.parametrize("kills", [1, 2, 3])
+def test_a_preparation_that_the_system_killed_is_tried_three_times(kills: int) -> None:
+    killed = [MachineCannot("OUT_OF_MEMORY", "killed") for _ in range(kills)]
+
+    def prepare() -> Any:
+        if killed:
+            raise killed.pop()
+        return "prepared"
+
+    if kills < 3:
+        assert accept._in_attempts(prepare, is_unwanted=lambda: False) == "prepared"
+    else:
+        with pytest.raises(MachineCannot):
+            accept._in_attempts(prepare, is_unwanted=lambda: False)
+    assert killed == []
 
 
 def test_a_named_log_has_to_be_there_and_stands_in_the_record(state: State, rows: Path) -> None:

@@ -8,16 +8,26 @@ what takes longer than a look (inspecting the model, counting tokens, planning) 
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Mapping
+import logging
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import sqlalchemy as sa
 
 from tunesmith.catalog.idempotency import recall, remember
 from tunesmith.catalog.logs import find_log
+from tunesmith.errors import MachineCannot
 from tunesmith.files import json_bytes
-from tunesmith.jobs.finetune import dataset_path, default_version_set, lineage_of, prepare_job, write_folder
+from tunesmith.jobs.finetune import (
+    PreparedJob,
+    dataset_path,
+    default_version_set,
+    lineage_of,
+    prepare_job,
+    write_folder,
+)
 from tunesmith.jobs.inputs import dataset_name, in_location, model_name, results_uri
 from tunesmith.jobs.parents import find_parent, with_form_of
 from tunesmith.jobs.records import new_job_id, now
@@ -27,13 +37,15 @@ from tunesmith.jobs.store import Lease, NewJob
 from tunesmith.jobs.supervisor import StopWish
 from tunesmith.spec.catalog import DEFAULT_PROJECT, LOCAL_USER
 from tunesmith.spec.datasets import Notice
-from tunesmith.spec.jobs import JobRecord
+from tunesmith.spec.jobs import MAXIMUM_ATTEMPTS, JobRecord
 from tunesmith.spec.metrics import NoticeEvent
 from tunesmith.spec.requests import FinetuneRequest
 from tunesmith.spec.training import TrainingSettings
 from tunesmith.storage.locations import find_place, is_bucket, uri_of
 
 ROUTE = "POST /api/jobs"
+
+log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -157,7 +169,8 @@ def prepare_accepted(
 ) -> JobRecord:
     """Inspect, plan, write the folder, say what must be said before the start. Raises what `prepare_job` refuses."""
     request, settings = state.jobs.asked(record.job_id)
-    prepared = prepare_job(
+    prepare = partial(
+        prepare_job,
         request,
         settings,
         state=state,
@@ -167,6 +180,7 @@ def prepare_accepted(
         project=record.project,
         is_unwanted=lambda: wish.is_wanted,
     )
+    prepared = _in_attempts(prepare, is_unwanted=lambda: wish.is_wanted)
     # those of the dataset are told by the worker, whoever starts it
     about_model = [Notice(code="MODEL", message=message) for message in prepared.facts.notices]
     told = [*submission_notices(request), *about_model, *prepared.plan.notices]
@@ -174,6 +188,18 @@ def prepare_accepted(
     state.jobs.describe_version(lease, lineage=lineage_of(prepared))
     write_folder(prepared, record, state=state)
     return state.jobs.say(lease, *events)
+
+
+def _in_attempts(prepare: Callable[[], PreparedJob], *, is_unwanted: Callable[[], bool]) -> PreparedJob:
+    """Again where the system killed the inspect worker, as often as a training worker is started again."""
+    for _ in range(MAXIMUM_ATTEMPTS - 1):
+        try:
+            return prepare()
+        except MachineCannot as error:
+            if error.code != "OUT_OF_MEMORY" or is_unwanted():
+                raise
+            log.warning("the preparation of a job was killed; it is started again")
+    return prepare()
 
 
 def _untold(_what: str) -> None:
