@@ -44,15 +44,23 @@ def tuned_artifact(base: Path, folder: Path, *, render: str, seed: int = 0) -> P
     return folder / "artifact"
 
 
-def publish(state: State, artifact: Path, *, version_set: str, alias: str | None = None) -> str:
-    """A version of this artifact: ACTIVE, and what the alias points at."""
-    manifest = Manifest.model_validate_json((artifact / "manifest.json").read_bytes())
+def publish(
+    state: State,
+    artifact: Path,
+    *,
+    version_set: str,
+    alias: str | None = None,
+    published: tuple[str, Manifest] | None = None,
+) -> str:
+    """A version of this artifact: ACTIVE, and what the alias points at. published: elsewhere, with this manifest."""
+    own = (artifact.as_uri(), Manifest.model_validate_json((artifact / "manifest.json").read_bytes()))
+    uri, manifest = published or own
     with state.database.write() as connection:
         name = add_version(
             connection, project=DEFAULT_PROJECT, version_set=version_set, above=0, created_at=NOW, name="tuned",
-            base_name="tests/tiny", results_uri=artifact.as_uri(),
+            base_name="tests/tiny", results_uri=uri,
         )  # fmt: skip
-        columns = final_columns(manifest=manifest, artifact_uri=artifact.as_uri())
+        columns = final_columns(manifest=manifest, artifact_uri=uri)
         move_version(
             connection, project=DEFAULT_PROJECT, model_version=name, state=VersionState.ACTIVE, now=NOW, **columns
         )

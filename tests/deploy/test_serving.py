@@ -14,6 +14,7 @@ from typing import Any
 import pytest
 
 from tests.deploy.catalog import in_creation, publish, tuned_artifact
+from tests.storage.conftest import Service, moto
 from tests.train.conftest import tiny_base
 from tunesmith.bundled import MODEL_NAME
 from tunesmith.errors import InputRefused, MachineCannot, TunesmithError, Unknown, UsageFault
@@ -25,8 +26,9 @@ from tunesmith.jobs.serving import Question, ServingPool, needed_bytes
 from tunesmith.jobs.state import State, open_state
 from tunesmith.plan.machine import this_machine
 from tunesmith.spec.serving import ChatTurn, DoneFrame, PieceFrame, Sampling, StartedFrame
+from tunesmith.storage.publish import publish as publish_artifact
 
-__all__ = ["tiny_base"]
+__all__ = ["moto", "tiny_base"]
 
 PATIENCE_SECONDS = 60
 
@@ -152,6 +154,25 @@ def test_a_base_that_needs_more_memory_than_is_free_is_never_started(
         assert refused.value.code == "MODEL_TOO_LARGE_NOW"
     assert small.pids() == []
     small.stop()
+
+
+@pytest.mark.slow
+def test_a_version_in_a_bucket_is_fetched_once_by_its_pinned_versions(
+    state: State, artifacts: dict[str, Path], moto: Service
+) -> None:
+    bucket = moto.bucket()
+    uri = f"s3://{bucket}/tuned"
+    manifest = publish_artifact(artifacts["chat"], uri, environment=moto.environment)
+    name = publish(state, artifacts["chat"], version_set="bucket", published=(uri, manifest))
+    # a newer object under the same key is not what the version is
+    moto.client().put_object(Bucket=bucket, Key="tuned/adapter_model.safetensors", Body=b"other")
+    found = find_served(name, state=state, environment=moto.environment, project="default")
+    assert found.adapter is not None
+    for file in ("adapter_model.safetensors", "adapter_config.json"):
+        assert (Path(found.adapter.folder) / file).read_bytes() == (artifacts["chat"] / file).read_bytes()
+    moto.client().delete_object(Bucket=bucket, Key="tuned/job.json")
+    nowhere = moto.environment | {"AWS_ENDPOINT_URL": "http://127.0.0.1:9"}
+    assert find_served(name, state=state, environment=nowhere, project="default") == found
 
 
 # ---- answers
