@@ -48,6 +48,7 @@ def test_every_family_of_errors_has_its_exit_code() -> None:
         (["job", "show"], "JOB"),
         (["job", "logs", "job-000000000000", "--lines", "0"], "--lines"),
         (["dataset", "check"], "FILE"),
+        (["plan", "m", "d", "--epochs"], "--epochs"),
     ],
 )
 def test_faulty_usage_comes_in_our_form(tunesmith: Tunesmith, arguments: list[str], words: str) -> None:
@@ -132,3 +133,7 @@ def test_a_shell_can_complete_commands_and_options(home: Home) -> None:
 
     assert "finetune" in completions("tunesmith fin")
     assert "--learning-rate" in completions("tunesmith finetune --lear")
+
+
+def test_a_missing_value_points_to_the_help_of_its_own_command(tunesmith: Tunesmith) -> None:
+    assert "See `tunesmith plan --help`." in tunesmith("plan", "m", "d", "--epochs").err

@@ -8,7 +8,7 @@ import pytest
 from tests.jobs.conftest import model_facts, preparation
 from tunesmith.errors import MachineCannot
 from tunesmith.plan.machine import Gpu, Machine
-from tunesmith.plan.memory import adapter_parameters
+from tunesmith.plan.memory import adapter_parameters, artifact_bytes, disk_bytes
 from tunesmith.plan.resolve import MINIMUM_STEPS, resolve
 from tunesmith.plan.speed import CPU_SUSTAINED_SHARE, Speed, machine_speed
 from tunesmith.spec.datasets import Preparation
@@ -167,3 +167,12 @@ def test_the_time_counts_as_many_sampled_rows_as_the_trainer_scores() -> None:
     training = 10_000 * (4 * weights + 6 * trained)
     evaluation = 2 * 500 * 2 * (weights + trained)  # 500 rows of one token, before the first step and after the epoch
     assert made.seconds == pytest.approx((training + evaluation) / SPEED.operations_per_second)
+
+
+def test_results_need_room_for_the_adapter_and_the_tokenizer_not_for_checkpoints() -> None:
+    facts = model_facts()
+    settings = TrainingSettings(lora_rank=8)
+    needed = artifact_bytes(facts, settings)
+    assert needed < disk_bytes(facts, settings) / 2
+    assert artifact_bytes(facts, TrainingSettings(lora_rank=16)) > needed
+    assert artifact_bytes(facts.model_copy(update={"tokenizer_size": 1_000_000}), settings) > needed + 100_000_000

@@ -68,3 +68,10 @@ def test_what_is_no_place_in_a_bucket_is_refused(text: str) -> None:
 def test_a_bucket_has_no_local_path() -> None:
     with pytest.raises(InputRefused):
         local_path("s3://bucket/x", field="DATASET")
+
+
+def test_a_tilde_means_a_home_only_where_it_comes_first(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("HOME", str(tmp_path / "home"))
+    assert local_path("./~rows.jsonl", field="DATASET") == tmp_path / "~rows.jsonl"
+    assert local_path("~/rows.jsonl", field="DATASET") == tmp_path / "home" / "rows.jsonl"

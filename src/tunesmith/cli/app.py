@@ -129,7 +129,7 @@ def run(arguments: Sequence[str] | None = None) -> int:
         if type(error).__name__ == "NoArgsIsHelpError":  # typer does not export it
             output.warn(error.format_message())
         else:
-            output.error(_usage_form(error))
+            output.error(_usage_form(error, words))
         return EXIT_CODES[UsageFault]
     except (Interrupted, typer.Abort):
         output.error(
@@ -161,9 +161,10 @@ def _flush() -> None:
             silence(stream)
 
 
-def _usage_form(error: typer.TyperException) -> Any:
+def _usage_form(error: typer.TyperException, words: Sequence[str]) -> Any:
     context = getattr(error, "ctx", None)
-    command = context.command_path if context is not None else "tunesmith"
+    named = f"tunesmith {words[0]}" if words and words[0] in COMMANDS else "tunesmith"
+    command = context.command_path if context is not None else named
     message = error.format_message()
     return UsageFault(
         "USAGE", message if message.endswith((".", ")", "?")) else message + ".", hint=f"See `{command} --help`."

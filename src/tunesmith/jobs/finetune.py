@@ -25,6 +25,7 @@ from tunesmith.jobs.records import JobFolder, create_job, new_job_id
 from tunesmith.jobs.settings import option_name, refuse_not_built
 from tunesmith.jobs.state import State
 from tunesmith.plan.machine import Machine, this_machine
+from tunesmith.plan.memory import artifact_bytes
 from tunesmith.plan.resolve import refuse_precision, resolve
 from tunesmith.plan.speed import machine_speed
 from tunesmith.spec.catalog import DEFAULT_PROJECT, Lineage, LineageDataset
@@ -141,7 +142,7 @@ def prepare_job(
     )
     _require_disk(home.jobs, plan.disk_bytes, field="TUNESMITH_HOME")
     if isinstance(target, Path):
-        _require_disk(target, plan.disk_bytes // 3, field="results")
+        _require_disk(target, artifact_bytes(response.facts, plan.settings), field="results")
     return PreparedJob(
         request=request,
         model=model,
@@ -252,8 +253,17 @@ def dataset_path(text: str, *, field: str) -> Path:
     option = option_name(field)
     path = local_path(text, field=option)
     try:
+        str(path).encode()
+    except UnicodeEncodeError as error:
+        raise InputRefused(
+            "DATASET_NAME", f"{option} {text!a}: the file's name is not UTF-8.", field=field,
+            hint="Rename the file, or work in a UTF-8 locale.",
+        ) from error  # fmt: skip
+    try:
         if not path.is_file():
             what = "is a folder" if path.is_dir() else "is no regular file" if path.exists() else "does not exist"
+            if path.is_symlink() and not path.exists():
+                what = "is a link that leads nowhere"
             raise InputRefused(
                 "DATASET_NOT_FOUND",
                 f"{option} {text!r} {what}.",
@@ -264,8 +274,9 @@ def dataset_path(text: str, *, field: str) -> Path:
             pass
     except OSError as error:
         raise InputRefused(
-            "DATASET_NOT_READABLE", f"{option} {text!r} cannot be read: {error.strerror}.", field=field
-        ) from error
+            "DATASET_NOT_READABLE", f"{option} {text[:200]!r} cannot be read: {error.strerror}.", field=field,
+            hint="Check the path, and that you may read the file.",
+        ) from error  # fmt: skip
     return path
 
 

@@ -21,6 +21,8 @@ RUNTIME_BYTES = {"cpu": 450 << 20, "cuda": 600 << 20}
 # intermediate size: norms, residual streams, q/k/v, attention output (hidden); gate, up, their product (intermediate).
 HIDDEN_MULTIPLE = 14
 INTERMEDIATE_MULTIPLE = 5
+TOKENIZER_BYTES_PER_WORD = 150  # Llama 3: 17 MB of JSON for 128,000 words
+REPORTS_BYTES = 4 << 20
 CHECKPOINT_COPIES = 4  # two rotating checkpoints of adapter and two moments each, best and last adapter, artifact
 
 
@@ -108,6 +110,15 @@ def disk_bytes(facts: ModelFacts, settings: TrainingSettings) -> int:
     """Checkpoints, artifact and its published copy; the token cache is there already when this is asked."""
     trainable = adapter_parameters(facts, settings) * ADAPTER_VALUE_BYTES
     return 3 * CHECKPOINT_COPIES * trainable + (64 << 20)
+
+
+def artifact_bytes(facts: ModelFacts, settings: TrainingSettings) -> int:
+    """The published folder: the adapter, the tokenizer's files and the reports."""
+    return (
+        adapter_parameters(facts, settings) * ADAPTER_VALUE_BYTES
+        + facts.tokenizer_size * TOKENIZER_BYTES_PER_WORD
+        + REPORTS_BYTES
+    )
 
 
 def largest(parts: Sequence[MemoryPart]) -> MemoryPart:

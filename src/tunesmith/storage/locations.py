@@ -72,7 +72,8 @@ def local_path(text: str, *, field: str) -> Path:
         raise InputRefused("BAD_LOCATION", f"{field} holds a NUL character: no path does.", field=name)
     if not is_uri(text) and not text.lower().startswith("file:"):
         try:
-            return Path(text).expanduser().absolute()
+            path = Path(text)
+            return (path.expanduser() if text.startswith("~") else path).absolute()
         except RuntimeError as error:  # ~somebody, and the system knows no such user
             raise InputRefused(
                 "BAD_LOCATION",

@@ -76,7 +76,10 @@ def check_target(target: Path) -> None:
 def _require_empty_folder(target: Path) -> None:
     if not target.is_dir():
         raise InputRefused(
-            "RESULTS_NOT_FOLDER", f"The results location {target} is a file.", field="results", hint="Name a folder."
+            "RESULTS_NOT_FOLDER",
+            f"The results location {target} is {'a file' if target.exists() else 'a link that leads nowhere'}.",
+            field="results",
+            hint="Name a folder.",
         )
     names = [path.name for path in target.iterdir() if not _is_mount_furniture(path)]
     if names:
@@ -134,7 +137,7 @@ def publish_to_folder(artifact: Path, manifest: Manifest, target: Path) -> None:
                 "DISK_FULL",
                 f"The disk of the results location {target} is full; nothing was left there.",
                 field="results",
-                hint="Free some space, then resume the job: the training is done and kept.",
+                hint="Free some space; the training is done and kept.",
             ) from error
         raise _not_writable(target, error) from error
 

@@ -46,7 +46,8 @@ def classify(error: BaseException) -> tuple[TunesmithError, bool]:
             MachineCannot(
                 "DISK_FULL",
                 "The disk is full; the newest whole checkpoint is kept.",
-                hint="Free some space, then resume the job.",
+                field="TUNESMITH_HOME",
+                hint="Free some space.",
             ),
             False,
         )
