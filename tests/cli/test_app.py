@@ -48,7 +48,6 @@ def test_every_family_of_errors_has_its_exit_code() -> None:
         (["job", "show"], "JOB"),
         (["job", "logs", "job-000000000000", "--lines", "0"], "--lines"),
         (["dataset", "check"], "FILE"),
-        (["plan", "m", "d", "--epochs"], "--epochs"),
     ],
 )
 def test_faulty_usage_comes_in_our_form(tunesmith: Tunesmith, arguments: list[str], words: str) -> None:
