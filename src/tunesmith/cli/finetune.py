@@ -4,17 +4,19 @@ from __future__ import annotations
 
 import os
 import sys
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import typer
 
 from tunesmith.cli.options import read_run, with_run_options
 from tunesmith.cli.output import Output
 from tunesmith.cli.report import Reporter, duration, gigabytes
-from tunesmith.jobs.finetune import PreparedJob, prepare_job, submit
 from tunesmith.jobs.home import open_home
 from tunesmith.jobs.launcher import Standby
-from tunesmith.jobs.state import open_state
+from tunesmith.plan.machine import this_machine
+
+if TYPE_CHECKING:
+    from tunesmith.jobs.finetune import PreparedJob
 
 app = typer.Typer(rich_markup_mode=None, pretty_exceptions_enable=False, add_completion=False)
 
@@ -31,23 +33,19 @@ def finetune(values: dict[str, Any], json_wanted: bool) -> int:
 
 def fine_tune(values: dict[str, Any], *, output: Output, next_command: str | None = None) -> int:
     request, settings = read_run(values)
-    state = open_state(open_home(os.environ))
-    reporter = Reporter(output)
-    with Standby(os.environ, folder=state.home.root) as standby:
-        with reporter:
-            prepared = prepare_job(
-                request,
-                settings,
-                state=state,
-                environment=os.environ,
-                progress=reporter.progress,
-                on_machine=lambda machine: standby.start(needs_cuda=machine.device == "cuda"),
-            )
-            tell_start(prepared, reporter=reporter)
-
-        # here, because the supervisor imports the database: by now that was done while the inspect worker ran
+    home = open_home(os.environ)
+    with Standby(os.environ, folder=home.root) as standby:
+        standby.start(needs_cuda=this_machine(os.environ).device == "cuda")
+        # here, while the worker imports its own: these bring the database along, a quarter of a second
         from tunesmith.cli.running import run_in_foreground
+        from tunesmith.jobs.finetune import prepare_job, submit
+        from tunesmith.jobs.state import open_state
 
+        state = open_state(home)
+        reporter = Reporter(output)
+        with reporter:
+            prepared = prepare_job(request, settings, state=state, environment=os.environ, progress=reporter.progress)
+            tell_start(prepared, reporter=reporter)
         return run_in_foreground(
             lambda: submit(prepared, state=state, command=["tunesmith", *sys.argv[1:]]),
             state=state,

@@ -84,12 +84,11 @@ def prepare_job(
     job_id: str | None = None,
     project: str = DEFAULT_PROJECT,
     is_unwanted: Callable[[], bool] = lambda: False,
-    on_machine: Callable[[Machine], None] = lambda _: None,
 ) -> PreparedJob:
     """Every check, the inspection and the plan. Raises the first refusal; leaves nothing but caches.
 
     job_id: of a job that was submitted before it was prepared. is_unwanted: asked now and then; once it says yes
-    this ends with INTERRUPTED. on_machine: told early, while the inspect worker runs.
+    this ends with INTERRUPTED.
     """
     home = state.home
     refuse_not_built(request, settings)
@@ -120,7 +119,6 @@ def prepare_job(
         progress("checking the rows")
         machine = this_machine(environment)
         refuse_precision(settings, machine)
-        on_machine(machine)
         _require_log(request.log, state=state)  # the database is opened here, while the inspect worker runs
         if target is not None:
             _refuse_promised(target, state=state, job_id=job_id)
