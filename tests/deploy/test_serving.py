@@ -336,3 +336,15 @@ def test_a_deep_state_folder_has_a_socket_too(tmp_path: Path, environment: dict[
     assert text_of(pool.complete(MODEL_NAME, asked("hello", max_tokens=5)))
     pool.stop()
     state.database.close()
+
+
+@pytest.mark.slow
+def test_the_user_of_this_machine_names_the_folder_of_an_artifact(
+    pool: ServingPool, artifacts: dict[str, Path]
+) -> None:
+    found = pool.find(str(artifacts["chat"]), allows_folders=True)
+    assert found.name == "tiny:1" and found.adapter is not None and found.render == "chat"
+    with pytest.raises(Unknown):
+        pool.find(str(artifacts["chat"]))
+    with pytest.raises(InputRefused):
+        pool.find("./no-such-folder", allows_folders=True)

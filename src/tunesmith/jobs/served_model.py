@@ -96,7 +96,8 @@ def find_served(
 def _of_folder(target: str, state: State, environment: Mapping[str, str]) -> ServedModel:
     path = local_path(target, field="TARGET")
     if (path / MANIFEST_NAME).is_file():
-        return _of_artifact(path, _read_manifest(path), name=path.name, created_at=None, base_path=None)
+        manifest = _read_manifest(path)
+        return _of_artifact(path, manifest, name=manifest.model_version, created_at=None, base_path=None)
     found = find_model_folder(target)
     return _of_base(_inspected(found.name, found.path, state, environment), created_at=None)
 

@@ -11,7 +11,7 @@ import asyncio
 import contextlib
 import json
 import time
-from collections.abc import AsyncGenerator, AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime
 from functools import partial
@@ -129,24 +129,26 @@ async def _answer(
 ) -> Response:
     answers = Answers(call.service.serving, model, questions)
     try:
-        first = await anext(answers.chunks(call.request))  # a refusal comes before the answer begins
-        if first is None:
-            return Response(status_code=NOBODY)
+        first = await answers.next(call.request)  # a refusal comes before the answer begins
+        assert first is not None, "an answer begins with its start"
         if request.stream:
             has_usage = request.stream_options is not None and request.stream_options.include_usage
-            frames = _frames(answers, form, first, has_usage=has_usage)
-            return AnswerStream(frames, answers)
+            return AnswerStream(_frames(answers, form, first, has_usage=has_usage), answers)
         collected = _Collected(answers.num_choices)
         collected.add(*first)
-        async for each in answers.chunks(call.request):
-            if each is None:
-                return Response(status_code=NOBODY)
+        while (each := await answers.next(call.request)) is not None:
             collected.add(*each)
-        answers.close()
         return _json(form.whole(collected))
+    except CallerGone:
+        answers.close()
+        return Response(status_code=NOBODY)
     except BaseException:
         answers.close()
         raise
+
+
+class CallerGone(Exception):  # named for what happened
+    """Nobody waits for the answer any more."""
 
 
 class Answers:
@@ -158,6 +160,7 @@ class Answers:
         self._left = len(questions)
         self._delivered: asyncio.Queue[tuple[int, Delivered]] = asyncio.Queue()
         self._loop = asyncio.get_running_loop()
+        self._looked_at = self._loop.time()
         self._completions: list[Completion] = []
         try:
             for number, question in enumerate(questions):
@@ -170,16 +173,13 @@ class Answers:
         with contextlib.suppress(RuntimeError):  # the loop is closed: the server has ended
             self._loop.call_soon_threadsafe(self._delivered.put_nowait, (number, each))
 
-    async def chunks(self, watched: Request | None = None) -> AsyncGenerator[tuple[int, Chunk] | None]:
-        """(number of the first choice, frame), until all is told; None where the watched caller is gone."""
-        looked_at = self._loop.time()
+    async def next(self, watched: Request | None = None) -> tuple[int, Chunk] | None:
+        """(number of its first choice, frame); None when all is told. Raises what ends an answer, and CallerGone."""
         while self._left:
-            if watched is not None and self._loop.time() - looked_at >= LOOK_SECONDS:
-                looked_at = self._loop.time()
+            if watched is not None and self._loop.time() - self._looked_at >= LOOK_SECONDS:
+                self._looked_at = self._loop.time()
                 if await watched.is_disconnected():
-                    self.close()
-                    yield None
-                    return
+                    raise CallerGone
             try:
                 async with asyncio.timeout(None if watched is None else LOOK_SECONDS):
                     number, each = await self._delivered.get()
@@ -187,10 +187,10 @@ class Answers:
                 continue
             if isinstance(each, TunesmithError):
                 raise each
-            if each is None:
-                self._left -= 1
-            else:
-                yield number * self._choices, each
+            if each is not None:
+                return number * self._choices, each
+            self._left -= 1
+        return None
 
     def close(self) -> None:
         for completion in self._completions:
@@ -231,8 +231,7 @@ async def _frames(
     try:
         for event in events(*first):
             yield _event(event | no_usage)
-        async for each in answers.chunks():
-            assert each is not None, "nobody is watched here"
+        while (each := await answers.next()) is not None:
             for event in events(*each):
                 yield _event(event | no_usage)
     except TunesmithError as error:
