@@ -13,6 +13,7 @@ from tunesmith.jobs.launcher import (
     exit_code,
     is_running,
     machine_is_idle,
+    release,
     start_logged,
     train_command,
     worker_environment,
@@ -90,8 +91,9 @@ def test_a_worker_that_stands_by_gets_its_job_and_outlives_the_block(
     with Standby(os.environ, folder=tmp_path) as standby:
         standby.start(needs_cuda=False)
         pid = standby.take(tmp_path / "job.json", log=tmp_path / "worker.log")
+        assert pid is not None
+        release(pid)
         assert standby.take(tmp_path / "other.json", log=tmp_path / "worker.log") is None, "it has one job to give"
-    assert pid is not None
     end = time.monotonic() + 20
     while is_running(pid, started_at=None) and time.monotonic() < end:
         time.sleep(0.01)

@@ -109,15 +109,17 @@ def start_logged(
             start_new_session=True,
         )
     _children[process.pid] = process
+    if is_held:
+        _awaited[process.pid] = b"go\n"
     return process.pid
 
 
 def release(pid: int) -> None:
     """Let a held worker go; it keeps its pid and start time."""
     line = _children[pid].stdin
-    assert line is not None, "only a worker that was started held"
+    assert line is not None, "only a worker that is held"
     with contextlib.suppress(BrokenPipeError), line:  # killed meanwhile: whoever watches it will see
-        line.write(b"go\n")
+        line.write(_awaited.pop(pid))
 
 
 class Standby:
@@ -153,22 +155,17 @@ class Standby:
         )
 
     def take(self, job_file: Path, *, log: Path) -> int | None:
-        """Give the worker its job; returns its pid. None without one: the caller starts another, which tells why."""
+        """The worker for this job, held; returns its pid. None where there is none: the caller starts another."""
+        if self._process is None or self._process.poll() is not None:
+            return None
         process, self._process = self._process, None
-        if process is None:
-            return None
-        assert process.stdin is not None
-        try:
-            with process.stdin as line:
-                line.write(json.dumps({"job_file": str(job_file), "log": str(log)}).encode() + b"\n")
-        except BrokenPipeError:
-            process.wait()
-            return None
         _children[process.pid] = process
+        _awaited[process.pid] = json.dumps({"job_file": str(job_file), "log": str(log)}).encode() + b"\n"
         return process.pid
 
 
 _children: dict[int, subprocess.Popen[bytes]] = {}  # ours to reap; a followed worker is not among them
+_awaited: dict[int, bytes] = {}  # the line that a held worker waits for
 
 
 def exit_code(pid: int) -> int | None:

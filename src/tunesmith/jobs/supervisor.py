@@ -429,7 +429,6 @@ def _start(run: _Run) -> int:
     # killed between its manifest and its last event: a worker that finds a manifest would have nothing to do
     (run.folder.artifact / MANIFEST_NAME).unlink(missing_ok=True)
     pid = run.standby.take(run.folder.job_file, log=run.folder.worker_log) if run.standby else None
-    is_held = pid is None
     if pid is None:
         needs_cuda = read_job_file(run.folder).device == "cuda"
         pid = start_logged(
@@ -441,8 +440,7 @@ def _start(run: _Run) -> int:
         )
     try:
         run.change(worker_pid=pid, worker_started_at=process_started_at(pid), attempts=run.record.attempts + 1)
-        if is_held:
-            release(pid)
+        release(pid)
     except BaseException:
         # nobody would know of it, and a resumed job would start a second one beside it
         signal_worker(pid, signal.SIGKILL, whole_group=True)
