@@ -138,6 +138,30 @@ def test_headers_that_never_end_and_requests_that_are_none_are_refused(server: S
     assert server.client.get("/healthz").status_code == 200
 
 
+@pytest.mark.slow
+def test_thousands_of_made_up_requests_find_no_fault_of_ours(server: Server, tmp_path: Path) -> None:
+    """Every route by its own description: what it answers is described, and none is a fault."""
+    done = subprocess.run(
+        [
+            str(Path(sys.executable).with_name("st")), "run", f"{server.told['url']}/openapi.json",
+            "-H", f"Authorization: {server.client.headers['Authorization']}", "--max-time", "40",
+            "--phases", "examples,coverage,fuzzing", "--max-examples", "10", "--seed", "1", "--no-color",
+            "--checks", "not_a_server_error,status_code_conformance,content_type_conformance,"
+            "response_schema_conformance",
+            "--suppress-health-check", "filter_too_much,too_slow", "--generation-database", "none",
+            # its path could name the token that asks, or a model that takes seconds to load
+            "--exclude-operation-id", "revoke_token", "--exclude-operation-id", "create_chat_completion",
+            "--exclude-operation-id", "create_completion", "--continue-on-failure",
+        ],
+        cwd=tmp_path, capture_output=True, text=True, timeout=200,
+        env={name: value for name, value in os.environ.items() if not name.startswith("AWS_")},
+    )  # fmt: skip
+    assert done.returncode == 0, done.stdout[-6000:]
+    assert "Test cases:" in done.stdout
+    log = (Path(server.told["token_file"]).parent / "logs" / "server.log").read_text()
+    assert "a fault of ours" not in log
+
+
 def test_another_machine_reaches_us_only_by_consent_and_by_name() -> None:
     for host in ("127.0.0.1", "localhost", "::1", "127.0.0.2"):
         refuse_remote(host, allow_remote=False, allowed_hosts=())

@@ -50,6 +50,10 @@ STATUSES_OF_CODES = {
     "HEADERS_TOO_LARGE": 431,
     "NOT_BUILT": 422,  # asked for by the caller, whatever the machine's state
     "JOB_BUSY": 409,
+    # what a declared location is like; one that does not answer may do so later (503)
+    "CREDENTIALS_REFUSED": 409,
+    "LOCATION_NOT_READABLE": 409,
+    "LOCATION_NOT_WRITABLE": 409,
 }
 OPENAI_TYPES = {401: "authentication_error", 403: "permission_error", 404: "not_found_error", 503: "server_error"}
 SHOWN_CHARACTERS = 60

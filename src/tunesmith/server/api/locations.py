@@ -111,10 +111,10 @@ ROUTES = [
     ),
     Route(
         method="POST", path=f"{LOCATION}/check", handler=check_location, permission="location.check",
-        summary="Check a location", answer=LocationCheck, refusals=(404,),
+        summary="Check a location", answer=LocationCheck, refusals=(404, 409),
     ),
     Route(
         method="GET", path=f"{LOCATION}/browse", handler=browse_location, permission="location.browse",
-        summary="Browse a location", answer=LocationEntries, refusals=(404,),
+        summary="Browse a location", answer=LocationEntries, refusals=(404, 409),
     ),
 ]  # fmt: skip
