@@ -3,7 +3,7 @@
     python -m benchmarks.bench_service [--seconds 5] [--streams 200]
 
 Server and load share this machine's cores, so a client of raw sockets with keep-alive asks: a client library would be
-measured instead. Submissions are of a job that is cancelled at once where the queue would start it.
+measured instead. One job fills the machine's slot with a stopped worker, so that no training is measured.
 """
 
 from __future__ import annotations
@@ -110,6 +110,28 @@ async def measure(server: dict[str, Any], *, seconds: float, num_streams: int) -
         _, answer = await connection.ask("POST", "/api/jobs", asked)
         watched = json.loads(answer)["job_id"]
         await connection.ask("POST", f"/api/jobs/{watched}/pause")
+        _, answer = await connection.ask("POST", "/api/jobs", asked)
+        worker = await stopped_worker(connection, json.loads(answer)["job_id"])
+    try:
+        return await measure_all(server, seconds, num_streams, first=first, watched=watched, asked=asked)
+    finally:
+        os.killpg(worker, signal.SIGKILL)
+
+
+async def stopped_worker(connection: Connection, job_id: str) -> int:
+    """The worker of that job, started and then held."""
+    while True:
+        _, answer = await connection.ask("GET", f"/api/jobs/{job_id}")
+        pid = json.loads(answer)["worker_pid"]
+        if pid is not None:
+            os.killpg(pid, signal.SIGSTOP)
+            return pid
+        await asyncio.sleep(0.1)
+
+
+async def measure_all(
+    server: dict[str, Any], seconds: float, num_streams: int, *, first: str, watched: str, asked: bytes
+) -> dict[str, Any]:
     return {
         "streams": await streams(server, watched, num_streams),
         "read_a_job": await load(server, seconds, "GET", f"/api/jobs/{first}", b"", 200),
