@@ -151,8 +151,7 @@ def _views(call: Call, connection: sa.Connection, rows: Sequence[sa.Row[Any]]) -
     places = call.service.queue.positions() if may_queue and call.service.queue is not None else {}
     views: list[JobView] = []
     for row in rows:
-        fields: dict[str, Any] = row._asdict()
-        del fields["sequence"]
+        fields: dict[str, Any] = dict(zip(JobRecord.model_fields, row[1:], strict=True))  # without the sequence
         fields["command"] = json.loads(row.command)
         fields["failure"] = json.loads(row.failure) if row.failure else None
         place = places.get(row.job_id)
