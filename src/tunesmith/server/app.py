@@ -27,6 +27,7 @@ from tunesmith.server.errors import disk_full, error_response, fault_of_ours, in
 from tunesmith.server.guard import Guard
 from tunesmith.server.routes import Route, register
 from tunesmith.server.service import Service
+from tunesmith.spec.api import ErrorAnswer, OpenAIErrorAnswer
 
 DESCRIPTION = """The REST interface of Tunesmith. Send `Authorization: Bearer TOKEN` with every request; the server's
 first token stands in its state folder, file `token`. Lists are pages: pass `next` as `after` to get the next one.
@@ -77,8 +78,13 @@ def _document(app: FastAPI) -> dict[str, Any]:
     document = app.openapi()
     document["components"].setdefault("securitySchemes", {})["token"] = {"type": "http", "scheme": "bearer"}
     document["security"] = [{"token": []}]
+    schemas: dict[str, Any] = document["components"]["schemas"]
     for name in ("HTTPValidationError", "ValidationError"):
-        document["components"]["schemas"].pop(name, None)
+        schemas.pop(name, None)
+    for form in (ErrorAnswer, OpenAIErrorAnswer):  # the routes name them by reference
+        schema = form.model_json_schema(ref_template="#/components/schemas/{model}")
+        schemas.update(schema.pop("$defs", {}))
+        schemas[form.__name__] = schema
     return document
 
 

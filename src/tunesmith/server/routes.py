@@ -97,7 +97,11 @@ def register(app: FastAPI, route: Route) -> None:
         for status in (route.status, *route.statuses)
     }
     for status in sorted(statuses):
-        responses[status] = {"model": form, "description": REFUSALS[status]}
+        # by reference: a `model` here would build the same schema some 700 times, which takes a second at each start
+        responses[status] = {
+            "description": REFUSALS[status],
+            "content": {"application/json": {"schema": {"$ref": f"#/components/schemas/{form.__name__}"}}},
+        }
     extra: dict[str, Any] = {}
     if route.permission == PUBLIC:
         extra["security"] = []
