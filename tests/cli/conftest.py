@@ -9,11 +9,11 @@ from typing import Any
 
 import pytest
 
-from tests.jobs.conftest import home, job, state, worker
+from tests.jobs.conftest import home, job, no_sampling_of_the_processors, state, worker
 from tunesmith.cli.app import run
 from tunesmith.jobs.home import Home
 
-__all__ = ["home", "job", "state", "worker"]
+__all__ = ["home", "job", "no_sampling_of_the_processors", "state", "worker"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+from tunesmith.jobs import launcher, supervisor
 from tunesmith.jobs.home import Home, open_home
 from tunesmith.jobs.records import JobFolder, create_job, new_job_id
 from tunesmith.jobs.state import State, open_state
@@ -18,6 +19,14 @@ from tunesmith.spec.models import LinearModule, ModelFacts
 from tunesmith.spec.plan import Plan
 from tunesmith.spec.requests import FinetuneRequest
 from tunesmith.spec.training import TrainingSettings
+
+
+@pytest.fixture(autouse=True)
+def no_sampling_of_the_processors(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A tenth of a second at each start of a worker; `test_launcher` tests it."""
+    for module in (launcher, supervisor):
+        monkeypatch.setattr(module, "machine_is_idle", lambda: False)
+
 
 # argv: job.json, then words of behaviour; `died` counts how often it was started in its folder.
 WORKER = """
