@@ -28,7 +28,7 @@ from tunesmith.storage.s3_store import AWS_VARIABLES
 
 ROOT = Path(__file__).resolve().parents[1]
 LINK = re.compile(r"(?<!!)\[[^\]]*\]\(([^)\s]+)\)")
-CODE = re.compile(r"[A-Z][A-Z0-9]{2,}(_[A-Z0-9]+)*")
+CODE = re.compile(r"(?:NO|[A-Z][A-Z0-9]{2,})(_[A-Z0-9]+)*")
 CODE_ROW = re.compile(r"^\| `([A-Z0-9_]+)` \|", re.MULTILINE)
 FENCE = re.compile(r"^```(\w*)\n(.*?)^```", re.MULTILINE | re.DOTALL)
 # Calls that carry a code in their first or `code=` argument; codes of one word are told from other words by them.
@@ -38,7 +38,17 @@ NOT_CODES = (
     KEPT_VARIABLES
     | SET_VARIABLES.keys()
     | AWS_VARIABLES
-    | {HOME_VARIABLE, URL_VARIABLE, TOKEN_VARIABLE, "CUDA_VISIBLE_DEVICES", "CAUSAL_LM", "LEARNED_BIT"}
+    | {
+        HOME_VARIABLE,
+        URL_VARIABLE,
+        TOKEN_VARIABLE,
+        "CUDA_VISIBLE_DEVICES",
+        "CUDA_DEVICE_ORDER",
+        "PCI_BUS_ID",
+        "TOKEN_ID",
+        "CAUSAL_LM",
+        "LEARNED_BIT",
+    }
 )
 
 
