@@ -85,6 +85,8 @@ def test_a_job_goes_the_whole_way_over_http_and_survives_a_killed_server(home: P
         assert seen == list(range(1, len(seen) + 1))
         result = again.client.get(f"/api/jobs/{job_id}/result").json()
         assert (result["state"], len(result["epochs"])) == ("SUCCEEDED", 3)
+        lineage = again.client.get("/api/versions/bot:1").json()["lineage"]
+        assert [data["dataset_id"] for data in lineage["datasets"]] == [dataset["dataset_id"]]
         files = again.client.get("/api/versions/bot:1/files").json()["files"]
         weights = again.client.get("/api/versions/bot:1/files/adapter_model.safetensors")
         assert len(weights.content) == next(file["size"] for file in files if file["path"].endswith(".safetensors"))

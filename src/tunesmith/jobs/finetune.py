@@ -17,7 +17,7 @@ from typing import Literal
 from tunesmith.data.rows import check_file, require_rows
 from tunesmith.errors import InputRefused, MachineCannot
 from tunesmith.jobs.home import Home
-from tunesmith.jobs.inputs import dataset_file, location_of, model_folder, results_uri
+from tunesmith.jobs.inputs import dataset_file, dataset_id, location_of, model_folder, results_uri
 from tunesmith.jobs.inspection import Inspection
 from tunesmith.jobs.models import FoundModel
 from tunesmith.jobs.parents import Parent, fetch_adapter, find_parent, require_same_base, with_form_of
@@ -210,12 +210,18 @@ def write_folder(prepared: PreparedJob, record: JobRecord, *, state: State) -> J
 
 def lineage_of(prepared: PreparedJob) -> Lineage:
     """What the job's model version is made from."""
+    request = prepared.request
+    asked = {"training": request.dataset, "validation": request.validation_dataset, "test": request.test_dataset}
     return Lineage(
         base_name=prepared.model.name,
         base_digest=prepared.facts.digest,
         datasets=[
             LineageDataset(
-                role=data.role, name=data.name, dataset_id=None, content_hash=report.content_hash, rows=report.rows
+                role=data.role,
+                name=data.name,
+                dataset_id=dataset_id(asked[data.role]),
+                content_hash=report.content_hash,
+                rows=report.rows,
             )
             for data, report in zip(prepared.datasets, prepared.reports, strict=True)
         ],

@@ -129,6 +129,11 @@ def dataset_name(text: str, *, state: State, project: str) -> str | None:
         return find_dataset(connection, text, project=project).name
 
 
+def dataset_id(text: str | None) -> str | None:
+    """The text if it is the id of a registered dataset."""
+    return text if text is not None and DATASET_ID.fullmatch(text) else None
+
+
 def in_location(text: str) -> tuple[str, str] | None:
     """`team-data:support/rows.jsonl` in two; None for a path or a URI."""
     found = IN_LOCATION.fullmatch(text)

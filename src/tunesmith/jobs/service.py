@@ -38,6 +38,7 @@ from tunesmith.storage.tables import JOBS
 __all__ = ["JobService", "Submission", "cancel", "check_submission", "cloned", "pause", "resume", "submit"]
 
 LOOK_SECONDS = 0.5
+LOOK_PAUSE_SECONDS = 0.1  # at least, between two looks
 PLACES_SECONDS = 1.0
 LETTING_GO_SECONDS = 15.0
 FOREGROUND_START_SECONDS = 60.0  # a command that submitted a job of its own takes it up within this time
@@ -163,7 +164,10 @@ class JobService:
                 if str(error) != self._said:
                     self._said = str(error)
                     log.exception("the queue could not look at its jobs; it tries again")
+            looked_at = time.monotonic()
             self._woken.wait(LOOK_SECONDS)
+            # a hundred submissions a second wake it as often; a look reads the whole queue
+            self._stopping.wait(max(0.0, looked_at + LOOK_PAUSE_SECONDS - time.monotonic()))
             self._woken.clear()
 
     def _look(self) -> None:
