@@ -2,12 +2,13 @@
 PY ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
+PYTEST = $(BIN)/python -m pytest -q -n auto --maxprocesses 4
 STAMP := $(VENV)/.installed
 
 # uv does not read pip's configuration: pass on a wheel folder that pip knows.
 export UV_FIND_LINKS ?= $(shell echo "$${PIP_FIND_LINKS:-$$($(PY) -m pip config get global.find-links 2>/dev/null)}" | tr ' ' ',')
 
-.PHONY: setup demo test unit check bench faults format clean
+.PHONY: setup demo test test-servers unit check faults bench format clean
 setup: $(STAMP)
 
 $(STAMP): pyproject.toml constraints.txt
@@ -21,11 +22,15 @@ demo: setup
 	$(BIN)/tunesmith demo
 
 test: setup
-	$(BIN)/python -m pytest -q -m "not slow" -n auto --maxprocesses 4
-	$(BIN)/python -m pytest -q -m slow
+	$(PYTEST) -m "not slow and not servers"
+	$(PYTEST) -m slow --dist loadfile
 
 unit: setup
-	$(BIN)/python -m pytest -q -m "not slow" -n auto --maxprocesses 4
+	$(PYTEST) -m "not slow and not servers"
+
+# Object stores, whole services over HTTP, and processes killed at random points; CI runs it, too.
+test-servers: setup
+	$(PYTEST) -m servers --dist loadfile
 
 check: setup
 	$(BIN)/ruff format --check .
@@ -34,7 +39,7 @@ check: setup
 	$(BIN)/lint-imports
 	$(BIN)/python scripts/check_docs.py
 
-# FAULTS_ROUNDS kills (50 in `make test`); FAULTS_SEED repeats a printed run.
+# FAULTS_ROUNDS kills (50 in `make test-servers`); FAULTS_SEED repeats a printed run.
 faults: setup
 	FAULTS_ROUNDS=$${FAULTS_ROUNDS:-300} $(BIN)/python -m pytest -q tests/faults
 

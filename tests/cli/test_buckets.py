@@ -14,7 +14,7 @@ import pytest
 from tests.servers.moto import moto_server
 from tunesmith.bundled import MODEL_FOLDER, TRAINING_ROWS
 
-pytestmark = pytest.mark.slow
+pytestmark = pytest.mark.servers
 
 
 @pytest.fixture

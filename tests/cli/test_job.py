@@ -16,6 +16,8 @@ from tunesmith.jobs.store import LeaseLost
 from tunesmith.jobs.supervisor import StopWish, run_job
 from tunesmith.spec.jobs import JobResult
 
+pytestmark = pytest.mark.slow  # starts processes, or waits for wishes to be seen
+
 Tunesmith = Callable[..., Done]
 Worker = Callable[[str], Callable[[Path], list[str]]]
 

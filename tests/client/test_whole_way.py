@@ -21,7 +21,7 @@ from tunesmith.client import AsyncClient, Client
 from tunesmith.client.connection import running_server
 from tunesmith.spec.jobs import JobState
 
-pytestmark = pytest.mark.slow
+pytestmark = pytest.mark.servers
 PATIENCE_SECONDS = 60.0
 QUICK = {"epochs": 1, "global_batch_size": 8, "lora_rank": 4, "sequence_length": 512, "too_long": "drop"}
 

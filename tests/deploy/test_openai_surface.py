@@ -25,7 +25,7 @@ from tunesmith.jobs.launcher import process_started_at
 from tunesmith.jobs.state import open_state
 
 __all__ = ["tiny_base"]
-pytestmark = pytest.mark.slow
+pytestmark = pytest.mark.servers
 
 START_SECONDS = 60
 

@@ -15,7 +15,7 @@ from tests.faults.harness import Killed, broken_promises
 from tunesmith.jobs.wishes import cancel, pause, resume
 from tunesmith.spec.jobs import JobState
 
-pytestmark = pytest.mark.slow
+pytestmark = pytest.mark.servers
 
 Ask = Callable[..., dict[str, Any]]
 RUNNING_AGAIN_SECONDS = 15

@@ -17,7 +17,7 @@ from tunesmith.jobs import store as store_module
 from tunesmith.jobs.service import JobService
 from tunesmith.spec.jobs import JobState
 
-pytestmark = pytest.mark.slow
+pytestmark = pytest.mark.servers
 
 Ask = Callable[..., dict[str, Any]]
 DISK_MEGABYTES = 120  # the plan asks for 67

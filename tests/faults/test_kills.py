@@ -16,7 +16,7 @@ from tunesmith.jobs.store import JobStore
 from tunesmith.jobs.wishes import cancel, pause, resume
 from tunesmith.spec.jobs import JobRecord, JobState
 
-pytestmark = pytest.mark.slow
+pytestmark = pytest.mark.servers
 
 Ask = Callable[..., dict[str, Any]]
 ROUNDS = int(os.environ.get("FAULTS_ROUNDS", "50"))

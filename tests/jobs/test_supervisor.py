@@ -32,6 +32,8 @@ from tunesmith.spec.verdict import Verdict
 from tunesmith.storage.publish import publish
 from tunesmith.storage.tables import JOBS, MODEL_VERSIONS
 
+pytestmark = pytest.mark.slow  # starts processes, or waits for wishes to be seen
+
 Worker = Callable[[str], Callable[[Path], list[str]]]
 PATIENCE_SECONDS = 20
 

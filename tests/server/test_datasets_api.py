@@ -136,6 +136,15 @@ def shelf(client: TestClient, tmp_path: Path) -> Path:
     return folder
 
 
+def test_a_location_is_an_absolute_place_and_kept_as_its_uri(client: TestClient, tmp_path: Path) -> None:
+    answer = client.post("/api/locations", json={"name": "here", "uri": "some/folder"})
+    assert (answer.status_code, form_of(answer.json())["code"]) == (422, "BAD_LOCATION")
+    made = client.post("/api/locations", json={"name": "here", "uri": str(tmp_path / "gone")}).json()
+    assert made["uri"] == (tmp_path / "gone").as_uri()
+    answer = client.post("/api/locations/here/check")
+    assert (answer.status_code, form_of(answer.json())["code"]) == (409, "LOCATION_UNREACHABLE")
+
+
 def test_a_location_is_browsed_and_its_datasets_registered(client: TestClient, shelf: Path) -> None:
     top = client.get("/api/locations/shelf/browse").json()["entries"]
     assert [(each["path"], each["kind"]) for each in top] == [("support", "folder")]

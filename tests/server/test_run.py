@@ -140,7 +140,7 @@ def test_headers_that_never_end_and_requests_that_are_none_are_refused(server: S
     assert server.client.get("/healthz").status_code == 200
 
 
-@pytest.mark.slow
+@pytest.mark.servers
 def test_thousands_of_made_up_requests_find_no_fault_of_ours(server: Server, tmp_path: Path) -> None:
     """Every route by its own description: what it answers is described, and none is a fault."""
     done = subprocess.run(

@@ -17,6 +17,7 @@ from tests.servers.moto import moto_server
 from tests.servers.proxy import Proxy, proxy_server
 from tunesmith.storage.objects import Location, ObjectStore, open_objects
 
+clients: list[Any] = []  # of one test
 names = (f"bucket-{number}" for number in itertools.count(1))
 
 
@@ -40,7 +41,9 @@ class Service:
 
     def client(self) -> Any:
         session = boto3.session.Session(self.access_key, self.secret_key, region_name="us-east-1")
-        return session.client("s3", endpoint_url=self.direct)
+        client: Any = session.client("s3", endpoint_url=self.direct)
+        clients.append(client)
+        return client
 
     def bucket(self, *, versioning: str | None = "Enabled") -> str:
         """A new bucket."""
@@ -67,6 +70,13 @@ def without_credentials_of_this_machine() -> Generator[None]:
         yield
 
 
+@pytest.fixture(autouse=True)
+def no_connection_is_left_open() -> Generator[None]:
+    yield
+    while clients:
+        clients.pop().close()
+
+
 @pytest.fixture(scope="session")
 def moto(tmp_path_factory: pytest.TempPathFactory) -> Generator[Service]:
     with moto_server(tmp_path_factory.mktemp("moto")) as url:
@@ -88,9 +98,9 @@ def ceph_service(tmp_path_factory: pytest.TempPathFactory) -> Generator[Service]
 
 
 SERVICES = [
-    pytest.param("moto", marks=pytest.mark.slow),
-    pytest.param("oci", marks=pytest.mark.slow),
-    pytest.param("ceph_service", marks=pytest.mark.slow),
+    pytest.param("moto", marks=pytest.mark.servers),
+    pytest.param("oci", marks=pytest.mark.servers),
+    pytest.param("ceph_service", marks=pytest.mark.servers),
 ]
 
 

@@ -16,7 +16,7 @@ from tunesmith.errors import InputRefused, MachineCannot, TunesmithError
 from tunesmith.storage.location_check import check_declared
 from tunesmith.storage.objects import Location, Stopped, open_objects
 
-pytestmark = pytest.mark.slow
+pytestmark = pytest.mark.servers
 
 
 def every_other(fault: Fault, *methods: str):

@@ -75,7 +75,7 @@ def test_a_model_is_fetched_as_one_folder_without_what_is_never_read(
     assert caught.value.code == "MODEL_NOT_FOUND"
 
 
-@pytest.mark.slow
+@pytest.mark.servers
 def test_a_bucket_without_versions_is_read_and_a_changed_object_fetched_anew(moto: Service, tmp_path: Path) -> None:
     bucket = moto.bucket(versioning=None)
     seen = set[Path]()
@@ -87,7 +87,7 @@ def test_a_bucket_without_versions_is_read_and_a_changed_object_fetched_anew(mot
     assert len(seen) == 2
 
 
-@pytest.mark.slow
+@pytest.mark.servers
 def test_a_fetch_cut_short_leaves_no_file(troubled: tuple[Service, Proxy], tmp_path: Path) -> None:
     service, proxy = troubled
     bucket = service.bucket()

@@ -22,7 +22,7 @@ from tunesmith.storage.objects import Location, Stopped
 from tunesmith.storage.publish import WAITING_CODES, check_results, publish, read_manifest
 from tunesmith.storage.publish_bucket import publish_to_bucket
 
-pytestmark = pytest.mark.slow
+pytestmark = pytest.mark.servers
 
 
 @pytest.fixture

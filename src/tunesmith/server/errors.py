@@ -50,7 +50,8 @@ STATUSES_OF_CODES = {
     "HEADERS_TOO_LARGE": 431,
     "NOT_BUILT": 422,  # asked for by the caller, whatever the machine's state
     "JOB_BUSY": 409,
-    # what a declared location is like; one that does not answer may do so later (503)
+    # what a declared location is like: no fault of this server
+    "LOCATION_UNREACHABLE": 409,
     "CREDENTIALS_REFUSED": 409,
     "LOCATION_NOT_READABLE": 409,
     "LOCATION_NOT_WRITABLE": 409,

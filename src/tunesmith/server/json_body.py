@@ -13,7 +13,7 @@ from tunesmith.server.errors import shown
 from tunesmith.spec.datasets import MAX_DEPTH
 
 
-def read_json(body: bytes) -> Any:
+def read_json(body: bytes, *, may_hold_nul: bool = False) -> Any:
     try:
         value = json.loads(body.decode("utf-8"), object_pairs_hook=_pairs, parse_constant=_no_constant)
     except UnicodeDecodeError as error:
@@ -24,7 +24,7 @@ def read_json(body: bytes) -> Any:
         raise _too_deep() from error
     except ValueError as error:  # an integer of more digits than Python reads
         raise _bad("The body holds a number of thousands of digits.") from error
-    _check(value, 0)
+    _check(value, 0, "" if may_hold_nul else "\0")
     return value
 
 
@@ -41,21 +41,21 @@ def _no_constant(text: str) -> Any:
     raise _bad(f"The body holds {text}, which is no JSON number.")
 
 
-def _check(value: Any, depth: int) -> None:
+def _check(value: Any, depth: int, forbidden: str) -> None:
     if isinstance(value, str):
-        if "\0" in value or any("\ud800" <= character <= "\udfff" for character in value):
+        if (forbidden and forbidden in value) or any("\ud800" <= character <= "\udfff" for character in value):
             raise _bad("A text of the body holds a NUL character or half a surrogate pair.")
     elif isinstance(value, dict):
         if depth >= MAX_DEPTH:
             raise _too_deep()
         for name, inner in value.items():  # type: ignore[misc]  # JSON's own types
-            _check(name, depth)
-            _check(inner, depth + 1)
+            _check(name, depth, forbidden)
+            _check(inner, depth + 1, forbidden)
     elif isinstance(value, list):
         if depth >= MAX_DEPTH:
             raise _too_deep()
         for inner in value:  # type: ignore[misc]
-            _check(inner, depth + 1)
+            _check(inner, depth + 1, forbidden)
 
 
 def _too_deep() -> UsageFault:

@@ -210,7 +210,9 @@ class StrictRequest(Request):
 
     async def load_json(self) -> None:
         body = await self.body()
-        self._strict_json: Any = read_json(body) if body else None
+        # what a model wrote may hold a NUL, and goes back into a conversation; nothing of /v1 is stored
+        may_hold_nul = self.url.path.startswith("/v1/")
+        self._strict_json: Any = read_json(body, may_hold_nul=may_hold_nul) if body else None
 
     async def json(self) -> Any:
         return self._strict_json

@@ -16,6 +16,7 @@ import io
 import random
 import threading
 import time
+import weakref
 from collections.abc import Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import suppress
@@ -196,6 +197,7 @@ class S3Store:
 
     def __init__(self, client: Any, bucket: str, *, retry_seconds: float, stop: threading.Event | None = None) -> None:
         self._client = client
+        weakref.finalize(self, client.close)  # its connections end with the store, not some time later
         self._bucket = bucket
         self._retry_seconds = retry_seconds
         self._stop = stop or threading.Event()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Annotated
 
 import sqlalchemy as sa
@@ -9,12 +10,15 @@ from fastapi import Body, Query
 from starlette.responses import Response
 
 from tunesmith.catalog import locations
+from tunesmith.errors import InputRefused
+from tunesmith.server.errors import shown
 from tunesmith.server.once import IdempotencyKey, once
 from tunesmith.server.routes import Route, created
 from tunesmith.server.service import CallNow
 from tunesmith.spec.api import BrowseQuery, LocationCheck, LocationEntries, LocationEntry, LocationPage, SearchQuery
 from tunesmith.spec.catalog import LocationView, NewLocation
 from tunesmith.storage.location_check import check_declared
+from tunesmith.storage.locations import find_place, is_uri, uri_of
 from tunesmith.storage.objects import Location, check_key, join_key, open_objects
 
 BROWSE_SECONDS = 15.0
@@ -31,7 +35,13 @@ def add_location(
     call: CallNow, new: Annotated[NewLocation, Body()], idempotency_key: IdempotencyKey = None
 ) -> Response:
     """Declare a place. Credentials are named, never given: they stay where the server's machine keeps them."""
+    if not is_uri(new.uri) and not Path(new.uri).is_absolute():
+        raise InputRefused(
+            "BAD_LOCATION", f"The place {shown(new.uri)} is relative: to what, only the server's folder could tell.",
+            field="uri", hint="Write file:///absolute/folder or s3://bucket/prefix.",
+        )  # fmt: skip
     open_objects(_location(new), call.service.environment, field="uri")  # touches no network: is it a place at all
+    new = new.model_copy(update={"uri": uri_of(find_place(new.uri, field="uri"))})
 
     def make(connection: sa.Connection) -> str:
         return locations.add_location(connection, new, actor=call.actor).name
