@@ -34,8 +34,7 @@ def lines_of(page: Path) -> list[str]:
 
 
 LINES = [(page.relative_to(ROOT).as_posix(), line) for page in PAGES for line in lines_of(page)]
-# `serve` runs until it is stopped: tests/server/test_run.py starts it
-COMMANDS = [(page, line) for page, line in LINES if line.split()[0] in TUNESMITH and line.split()[1] != "serve"]
+COMMANDS = [(page, line) for page, line in LINES if line.split()[0] in TUNESMITH]
 MAKE_LINES = [(page, line) for page, line in LINES if line.split()[0] == "make"]
 
 
