@@ -38,12 +38,6 @@ COMMANDS = [(page, line) for page, line in LINES if line.split()[0] in TUNESMITH
 MAKE_LINES = [(page, line) for page, line in LINES if line.split()[0] == "make"]
 
 
-def starts_a_worker(line: str) -> bool:
-    """Whether it loads a model: seconds, not milliseconds."""
-    words = line.split()
-    return words[1] in ("demo", "finetune", "plan", "model", "chat") or "--model" in words
-
-
 @pytest.fixture(scope="module")
 def workplace(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The user's current folder: the repository's sources, a model folder and a dataset."""
@@ -55,12 +49,10 @@ def workplace(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("page", "line"),
-    [
-        pytest.param(page, line, marks=pytest.mark.slow if starts_a_worker(line) else (), id=f"{page}: {line[:60]}")
-        for page, line in dict.fromkeys(COMMANDS)
-    ],
+    [pytest.param(page, line, id=f"{page}: {line[:60]}") for page, line in dict.fromkeys(COMMANDS)],
 )
 def test_a_command_of_the_guide_runs_as_it_stands(page: str, line: str, workplace: Path) -> None:
     done = subprocess.run(
