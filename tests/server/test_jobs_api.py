@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 import json
-from typing import Any
+from typing import Any, cast
 
 import pytest
 from starlette.testclient import TestClient
 
-from tests.server.conftest import ROWS, UPLOAD, add_job, form_of
+from tests.server.conftest import ROWS, UPLOAD, URL, add_job, form_of
 from tunesmith.catalog.clock import now
+from tunesmith.jobs.queue import QueuePlace
+from tunesmith.jobs.service import JobService
 from tunesmith.jobs.state import State
+from tunesmith.server.app import create_app
+from tunesmith.server.service import make_service
 from tunesmith.spec.jobs import JobState
 from tunesmith.spec.metrics import StepEvent
 
@@ -205,3 +209,23 @@ def test_the_ledger_pages_by_fate(client: TestClient, state: State) -> None:
     for wrong in ("1", "99999999"):
         answer = client.get(f"/api/jobs/{job_id}/ledger", params={"after": wrong})
         assert (answer.status_code, form_of(answer.json())["code"]) == (422, "BAD_CURSOR")
+
+
+def test_the_queue_is_asked_while_no_connection_is_held(state: State, token: str) -> None:
+    """Forty threads that each held one and waited for a second once waited for ever."""
+    held: list[int] = []
+
+    class Queue:
+        def positions(self) -> dict[str, QueuePlace]:
+            held.append(state.database._engine.pool.checkedout())
+            return {job.job_id: QueuePlace(position=1, reason="the CPU is busy")}
+
+        def wake(self) -> None: ...
+
+    job = add_job(state)
+    app = create_app(make_service(state, {}, queue=cast(JobService, Queue())))
+    with TestClient(app, base_url=URL, client=("127.0.0.1", 50000)) as client:
+        client.headers["Authorization"] = f"Bearer {token}"
+        shown = [client.get("/api/jobs").json()["jobs"][0], client.get(f"/api/jobs/{job.job_id}").json()]
+    assert [each["waiting_reason"] for each in shown] == ["the CPU is busy"] * 2
+    assert held == [0, 0]

@@ -27,6 +27,7 @@ BUSY_SECONDS = 60
 FILE_NAME = "state.db"
 CACHED_STATEMENTS = 1000
 REVISION = "0001"  # of the tables; the newest file in `migrations/versions`
+MAXIMUM_CONNECTIONS = 100  # beyond the five that are kept: a server has 40 threads and the queue some more
 GROUP_LIMIT = 200  # writes that share one commit
 
 Result = TypeVar("Result")
@@ -141,7 +142,7 @@ def _revision(database: Database) -> str | None:
 
 
 def _engine(url: str) -> sa.Engine:
-    engine = sa.create_engine(url, query_cache_size=CACHED_STATEMENTS)
+    engine = sa.create_engine(url, query_cache_size=CACHED_STATEMENTS, max_overflow=MAXIMUM_CONNECTIONS)
     if engine.dialect.name == "sqlite":
         event.listen(engine, "connect", _prepare_sqlite)
         event.listen(engine, "begin", _begin_sqlite)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Annotated, Any
@@ -21,6 +21,7 @@ from tunesmith.errors import Conflict, Unknown, UsageFault
 from tunesmith.jobs import service as jobs
 from tunesmith.jobs.accept import Submission
 from tunesmith.jobs.events import job_result
+from tunesmith.jobs.queue import QueuePlace
 from tunesmith.jobs.records import JobFolder
 from tunesmith.jobs.store import RECORD_COLUMNS
 from tunesmith.server.api.datasets import pinned
@@ -115,10 +116,11 @@ def list_jobs(call: CallNow, query: Annotated[JobQuery, Query()]) -> JobPage:
     )
     if query.state is not None:
         wanted = wanted.where(JOBS.c.state == query.state)
+    places = _places(call)
     with call.database.read() as connection:
         page = read_page(
             connection, wanted, key=JOBS.c.sequence, after=query.after, limit=query.limit,
-            make=lambda rows: _views(call, connection, rows),
+            make=lambda rows: _views(connection, rows, places),
         )  # fmt: skip
     return JobPage(jobs=page.items, next=page.next)
 
@@ -132,23 +134,27 @@ async def show_job(call: CallNow, job_id: str) -> JobView:
         if row is None:
             raise _unknown_job(job_id)
         if row.state in FINAL_STATES:
-            return _views(call, connection, [row])[0]
+            return _views(connection, [row], {})[0]
     return await run_in_threadpool(_show, call, job_id)
 
 
 def _show(call: Call, job_id: str) -> JobView:
+    places = _places(call)
     with call.database.read() as connection:
         row = connection.execute(ONE_JOB, {"job_id": job_id, "project": call.project}).one_or_none()
         if row is None:
             raise _unknown_job(job_id)
-        return _views(call, connection, [row])[0]
+        return _views(connection, [row], places)[0]
 
 
-def _views(call: Call, connection: sa.Connection, rows: Sequence[sa.Row[Any]]) -> list[JobView]:
+def _places(call: Call) -> dict[str, QueuePlace]:
+    """Asked before a connection is taken: it takes one itself, and who holds one while he waits may wait for ever."""
+    return call.service.queue.positions() if call.service.queue is not None else {}
+
+
+def _views(connection: sa.Connection, rows: Sequence[sa.Row[Any]], places: Mapping[str, QueuePlace]) -> list[JobView]:
     running = [row.job_id for row in rows if row.state in (JobState.IN_PROGRESS, JobState.CANCELING)]
     progress = _progress(connection, running) if running else {}
-    may_queue = any(row.state not in FINAL_STATES for row in rows)
-    places = call.service.queue.positions() if may_queue and call.service.queue is not None else {}
     views: list[JobView] = []
     for row in rows:
         fields: dict[str, Any] = dict(zip(JobRecord.model_fields, row[1:], strict=True))  # without the sequence
