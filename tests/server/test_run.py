@@ -15,12 +15,17 @@ from typing import Any
 
 import httpx2
 import pytest
+import sqlalchemy as sa
 
 from tests.server.conftest import UPLOAD, form_of
 from tunesmith.bundled import TRAINING_ROWS
+from tunesmith.catalog.clock import now
 from tunesmith.errors import MachineCannot, UsageFault
 from tunesmith.jobs.home import open_home
+from tunesmith.jobs.state import State
+from tunesmith.server import run
 from tunesmith.server.run import listening, locked, refuse_remote
+from tunesmith.storage.tables import IDEMPOTENCY
 
 PATIENCE_SECONDS = 240.0  # two cores and company
 
@@ -186,3 +191,18 @@ def test_a_taken_port_is_told() -> None:
     with listening("127.0.0.1", 0) as first, pytest.raises(MachineCannot) as caught:
         listening("127.0.0.1", first.getsockname()[1]).__enter__()
     assert caught.value.code == "PORT_TAKEN"
+
+
+def test_at_its_start_a_server_forgets_old_keys_and_goes_on_with_interrupted_removals(
+    state: State, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    removed: list[dict[str, str]] = []
+    monkeypatch.setattr(run, "finish_removals", lambda _, *, environment: removed.append(environment) or [])
+    with state.database.write() as connection:
+        for key, created_at in (("old", "2020-01-01T00:00:00.000Z"), ("new", now())):
+            values = {"actor": "a", "key": key, "route": "r", "body_sha256": "s", "object_id": "o"}
+            connection.execute(IDEMPOTENCY.insert().values(values | {"created_at": created_at}))
+    run.tidy(state, {"AWS_REGION": "x"})
+    with state.database.read() as connection:
+        assert connection.execute(sa.select(IDEMPOTENCY.c.key)).scalars().all() == ["new"]
+    assert removed == [{"AWS_REGION": "x"}]

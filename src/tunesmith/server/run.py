@@ -14,19 +14,23 @@ import logging
 import os
 import signal
 import socket
+import threading
 from collections.abc import Callable, Generator, Mapping, Sequence
 from contextlib import contextmanager
+from datetime import UTC, datetime, timedelta
 from typing import Any
 
 import uvicorn
 
+from tunesmith.catalog.artifacts import finish_removals
 from tunesmith.catalog.clock import now
+from tunesmith.catalog.idempotency import forget
 from tunesmith.errors import MachineCannot, UsageFault
 from tunesmith.files import write_json
 from tunesmith.jobs.home import Home
 from tunesmith.jobs.launcher import process_started_at
 from tunesmith.jobs.service import JobService
-from tunesmith.jobs.state import open_state
+from tunesmith.jobs.state import State, open_state
 from tunesmith.server.app import create_app
 from tunesmith.server.auth import ensure_home_token
 from tunesmith.server.guard import LimitedHttp
@@ -36,6 +40,7 @@ from tunesmith.server.service import Service, make_service
 LOCK_NAME = "serve.lock"
 ADDRESS_NAME = "server.json"
 BACKLOG = 2048
+KEPT_KEY_DAYS = 30  # of idempotency: nobody repeats a request after so long
 LAST_REQUESTS_SECONDS = 10  # for answers under way at the end
 LOG = logging.getLogger("tunesmith.server")
 
@@ -74,6 +79,7 @@ def serve(
             tell(url)
 
         queue.start()
+        threading.Thread(target=tidy, args=(state, environment), name="tunesmith-tidy", daemon=True).start()
         try:
             _Server(_config(app), service=service, begin=begin).run(sockets=[listener])
         finally:
@@ -81,6 +87,18 @@ def serve(
             (home.root / ADDRESS_NAME).unlink(missing_ok=True)
             LOG.info("stopped")
             state.database.close()
+
+
+def tidy(state: State, environment: Mapping[str, str]) -> None:
+    """What a killed server left half-done, and what nobody will ask for any more. Run beside the first requests."""
+    try:
+        for model_version in finish_removals(state.database, environment=environment):
+            LOG.info("files removed", extra={"fields": {"model_version": model_version}})
+        oldest = datetime.now(UTC) - timedelta(days=KEPT_KEY_DAYS)
+        with state.database.write() as connection:
+            forget(connection, before=oldest.isoformat(timespec="milliseconds").replace("+00:00", "Z"))
+    except Exception:  # a store that does not answer today is asked at the next start
+        LOG.exception("tidying up ended early")
 
 
 def refuse_remote(host: str, *, allow_remote: bool, allowed_hosts: Sequence[str]) -> None:
