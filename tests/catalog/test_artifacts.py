@@ -1,8 +1,6 @@
 from __future__ import annotations
 
 import hashlib
-import io
-import zipfile
 from pathlib import Path
 
 import pytest
@@ -10,7 +8,7 @@ import pytest
 from tests.catalog.conftest import PROJECT, State
 from tunesmith.catalog import artifacts
 from tunesmith.catalog.versions import delete_version, find_version
-from tunesmith.errors import Conflict, MachineCannot, TunesmithError, Unknown
+from tunesmith.errors import Conflict, Unknown
 from tunesmith.spec.artifacts import Manifest, ManifestFile
 from tunesmith.spec.catalog import VersionState
 from tunesmith.storage.objects import ObjectStore
@@ -55,51 +53,12 @@ def remove(state: State, version: str) -> None:
     artifacts.remove_bytes(state.database, version, project=PROJECT, environment={})
 
 
-def test_the_zip_holds_the_files_of_the_manifest_and_no_other(state: State, version: str) -> None:
-    pieces = list(artifacts.zip_stream(found(state, version), environment={}))
-    assert len(pieces) > len(FILES), "it is sent piece by piece"
-    archive = zipfile.ZipFile(io.BytesIO(b"".join(pieces)))
-    assert archive.testzip() is None
-    names = archive.namelist()
-    assert names[0] == "bot-1/manifest.json"
-    assert {name.removeprefix("bot-1/"): archive.read(name) for name in names[1:]} == FILES
-    assert b"".join(artifacts.zip_stream(found(state, version), environment={})) == b"".join(pieces)
-
-
-def test_the_exported_folder_is_whole_and_never_overwrites(state: State, version: str, tmp_path: Path) -> None:
-    target = tmp_path / "export" / "bot"
-    artifacts.export_folder(found(state, version), target, environment={})
-    exported = {path.relative_to(target).as_posix(): path.read_bytes() for path in target.rglob("*") if path.is_file()}
-    assert exported.pop("manifest.json")
-    assert exported == FILES
-    with pytest.raises(TunesmithError) as caught:
-        artifacts.export_folder(found(state, version), target, environment={})
-    assert caught.value.code == "EXPORT_TARGET"
-
-
-def test_a_damaged_file_is_not_exported(state: State, version: str, folder: Path, tmp_path: Path) -> None:
-    content = bytearray(FILES["adapter_model.safetensors"])
-    content[77] ^= 1
-    (folder / "adapter_model.safetensors").write_bytes(content)
-    with pytest.raises(MachineCannot) as caught:
-        artifacts.export_folder(found(state, version), tmp_path / "export", environment={})
-    assert caught.value.code == "OBJECT_DAMAGED"
-    assert not (tmp_path / "export").exists() and not list(tmp_path.glob(".export*"))
-    sent: list[bytes] = []
-    with pytest.raises(MachineCannot):
-        sent.extend(artifacts.zip_stream(found(state, version), environment={}))
-    with pytest.raises(zipfile.BadZipFile):
-        zipfile.ZipFile(io.BytesIO(b"".join(sent)))
-
-
-def test_one_file_is_read_by_its_path_in_the_manifest_alone(state: State, version: str) -> None:
+def test_a_file_is_found_by_its_path_in_the_manifest_alone(state: State, version: str) -> None:
     artifact = found(state, version)
-    with artifacts.opened_file(artifact, "deep/er/x.json", environment={}) as copy:
-        assert copy.read_bytes() == b"{}"
-    assert not copy.exists()
+    assert artifact.file("deep/er/x.json").size == 2
     for path in ("my-notes.txt", "../2/README.md", "/etc/hostname", "manifest.json", ""):
-        with pytest.raises(Unknown), artifacts.opened_file(artifact, path, environment={}):
-            pass
+        with pytest.raises(Unknown):
+            artifact.file(path)
 
 
 def test_a_version_that_is_not_active_has_nothing_to_export(state: State) -> None:

@@ -1,19 +1,14 @@
-"""The files of model versions: read, exported as a folder or a zip stream, and removed after a deletion.
+"""The files of model versions: found for whoever reads them, and removed after a deletion.
 
-Only what the manifest names is touched, each file held against its SHA-256 while it is read. Wherever an artifact lies,
-a folder or a bucket, it is reached through `storage.objects`.
+Only what the manifest names is touched. Wherever an artifact lies, a folder or a bucket, it is reached through
+`storage.objects`.
 """
 
 from __future__ import annotations
 
-import os
-import shutil
-import zipfile
-from collections.abc import Generator, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from tempfile import TemporaryDirectory
 
 import sqlalchemy as sa
 
@@ -21,7 +16,6 @@ from tunesmith.catalog import audit
 from tunesmith.catalog.locations import location_of_uri
 from tunesmith.catalog.versions import find_version, read_manifest
 from tunesmith.errors import InputRefused, Unknown
-from tunesmith.files import CHUNK_BYTES, fsync_folder, fsync_tree, write_atomic
 from tunesmith.spec.artifacts import MANIFEST_NAME, Manifest, ManifestFile
 from tunesmith.spec.catalog import VersionState
 from tunesmith.storage.database import Database
@@ -61,90 +55,6 @@ def find_artifact(connection: sa.Connection, name: str, *, project: str) -> Arti
     assert version.artifact_uri is not None, "a version gets its manifest and its place together"
     location = location_of_uri(connection, version.artifact_uri)
     return Artifact(model_version=version.model_version, manifest=manifest, location=location)
-
-
-@contextmanager
-def opened_file(artifact: Artifact, path: str, *, environment: Mapping[str, str]) -> Generator[Path]:
-    """One verified file as a local copy, for as long as the block runs. Raises Unknown, and as ObjectStore."""
-    file = artifact.file(path)
-    store, prefix = artifact.open(environment)
-    with TemporaryDirectory(prefix="tunesmith-") as folder:
-        copy = Path(folder) / "file"
-        store.get_file(join_key(prefix, file.path), copy, version_id=file.version_id, expected_sha256=file.sha256)
-        yield copy
-
-
-def export_folder(artifact: Artifact, target: Path, *, environment: Mapping[str, str]) -> Manifest:
-    """Copy the version to a new folder `target`: whole, or not there at all. Raises InputRefused (EXPORT_TARGET)."""
-    if target.exists() or target.is_symlink():
-        raise InputRefused(
-            "EXPORT_TARGET", f"{target} is there already; nothing is overwritten.", field="target",
-            hint="Name a new folder.",
-        )  # fmt: skip
-    store, prefix = artifact.open(environment)
-    target.parent.mkdir(parents=True, exist_ok=True)
-    temporary = target.with_name(f".{target.name[:100]}.{os.getpid()}.tmp")
-    shutil.rmtree(temporary, ignore_errors=True)
-    try:
-        temporary.mkdir()
-        for file in artifact.manifest.files:
-            copy = temporary / check_key(file.path)
-            copy.parent.mkdir(parents=True, exist_ok=True)
-            store.get_file(join_key(prefix, file.path), copy, version_id=file.version_id, expected_sha256=file.sha256)
-        write_atomic(temporary / MANIFEST_NAME, _manifest_bytes(artifact.manifest))
-        fsync_tree(temporary)
-        temporary.rename(target)
-    except BaseException:
-        shutil.rmtree(temporary, ignore_errors=True)
-        raise
-    fsync_folder(target.parent)
-    return artifact.manifest
-
-
-class _Pipe:
-    """What zipfile writes to, handed on piece by piece; it cannot seek, so nothing is kept."""
-
-    def __init__(self) -> None:
-        self._pieces: list[bytes] = []
-
-    def write(self, data: bytes) -> int:
-        self._pieces.append(bytes(data))
-        return len(data)
-
-    def flush(self) -> None:
-        pass
-
-    def take(self) -> bytes:
-        taken, self._pieces = b"".join(self._pieces), []
-        return taken
-
-
-def zip_stream(artifact: Artifact, *, environment: Mapping[str, str]) -> Iterator[bytes]:
-    """The version as a zip archive, the manifest first. Each file is verified before its first byte is sent; a fault
-    ends the stream before the archive's directory, so that no reader takes it for whole.
-    """
-    folder = artifact.model_version.replace(":", "-")
-    pipe = _Pipe()
-    # stored, not deflated: weights do not shrink. One fixed time: equal versions give equal archives.
-    with zipfile.ZipFile(pipe, "w", zipfile.ZIP_STORED, allowZip64=True) as archive:  # type: ignore[arg-type]
-        archive.writestr(zipfile.ZipInfo(f"{folder}/{MANIFEST_NAME}"), _manifest_bytes(artifact.manifest))
-        yield pipe.take()
-        for file in artifact.manifest.files:
-            entry = zipfile.ZipInfo(f"{folder}/{check_key(file.path)}")
-            entry.file_size = file.size
-            with (
-                opened_file(artifact, file.path, environment=environment) as copy,
-                copy.open("rb") as source,
-                archive.open(entry, "w") as sink,
-            ):
-                while chunk := source.read(CHUNK_BYTES):
-                    sink.write(chunk)
-                    yield pipe.take()
-    yield pipe.take()
-
-
-def _manifest_bytes(manifest: Manifest) -> bytes:
-    return (manifest.model_dump_json(indent=2) + "\n").encode()
 
 
 # ---- removing
