@@ -8,7 +8,11 @@ STAMP := $(VENV)/.installed
 # uv does not read pip's configuration: pass on a wheel folder that pip knows.
 export UV_FIND_LINKS ?= $(shell echo "$${PIP_FIND_LINKS:-$$($(PY) -m pip config get global.find-links 2>/dev/null)}" | tr ' ' ',')
 
-.PHONY: setup demo test test-servers unit check faults bench format clean
+# Compiled modules are kept in .venv and beside the sources (git ignores them), also where the environment says otherwise:
+# the tests start some hundred workers, and each would compile torch and transformers again, 6 s of a core.
+export PYTHONDONTWRITEBYTECODE :=
+
+.PHONY: screenshots setup demo test test-servers unit check faults bench format clean
 setup: $(STAMP)
 
 $(STAMP): pyproject.toml constraints.txt
@@ -39,7 +43,7 @@ check: setup
 	$(BIN)/lint-imports
 	$(BIN)/python scripts/check_docs.py
 
-# FAULTS_ROUNDS kills (50 in `make test-servers`); FAULTS_SEED repeats a printed run.
+# FAULTS_ROUNDS kills of server and workers (50 in `make test-servers`); FAULTS_SEED repeats a printed run.
 faults: setup
 	FAULTS_ROUNDS=$${FAULTS_ROUNDS:-300} $(BIN)/python -m pytest -q tests/faults
 
@@ -50,6 +54,11 @@ format: setup
 bench: setup
 	$(BIN)/uv pip install -q --python $(BIN)/python -c constraints.txt -e ".[dev,bench]"
 	$(BIN)/python -m benchmarks
+
+# Pictures of the console for the documentation; needs chromium.
+screenshots: setup
+	$(BIN)/python scripts/make_screenshots.py
+	TUNESMITH_JOURNEY_PICTURES=docs/images $(BIN)/python -m pytest -q -n 0 tests/server/browser/test_journey.py -k test_by_browser
 
 clean:
 	rm -rf $(VENV) build dist

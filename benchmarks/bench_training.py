@@ -48,7 +48,7 @@ def make_job(folder: Path, *, seed: int, learning_rate: float = DEMO_SETTINGS["l
         {
             **DEMO_SETTINGS, "learning_rate": learning_rate, "seed": seed, "sequence_length": 2048, "render": "chat",
             "global_batch_size": BATCH, "micro_batch_size": 1, "precision": "float32", "base_precision": "float32",
-            "strategy": "single",
+            "strategy": "single", "path": "generic", "compile_layers": "off", "checkpointed_layers": 0,
         }
     )  # fmt: skip
     job = JobFile(

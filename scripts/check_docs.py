@@ -23,7 +23,7 @@ from tunesmith.client.connection import TOKEN_VARIABLE, URL_VARIABLE
 from tunesmith.data.findings import ERRORS, WARNINGS
 from tunesmith.errors import FAMILIES
 from tunesmith.jobs.home import HOME_VARIABLE
-from tunesmith.jobs.launcher import KEPT_VARIABLES, SET_VARIABLES
+from tunesmith.jobs.launcher import ALLOCATOR_VARIABLES, KEPT_VARIABLES, SET_VARIABLES
 from tunesmith.storage.s3_store import AWS_VARIABLES
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -37,15 +37,18 @@ CARRIERS = frozenset({*FAMILIES, "Notice", "NoticeEvent", "Finding", "notice", "
 NOT_CODES = (
     KEPT_VARIABLES
     | SET_VARIABLES.keys()
+    | set(ALLOCATOR_VARIABLES)
     | AWS_VARIABLES
     | {
         HOME_VARIABLE,
         URL_VARIABLE,
         TOKEN_VARIABLE,
         "CUDA_VISIBLE_DEVICES",
+        "TRITON_INTERPRET",
         "CUDA_DEVICE_ORDER",
         "PCI_BUS_ID",
         "TOKEN_ID",
+        "HUB_ID",
         "CAUSAL_LM",
         "LEARNED_BIT",
     }
@@ -95,7 +98,10 @@ def known_options(root: Any) -> dict[str, set[str]]:
         command = root.get_command(None, name)
         children = getattr(command, "commands", {})
         for words, each in [(f"{name} {child}", children[child]) for child in children] or [(name, command)]:
-            known[words] = {"--help", *(option for parameter in each.params for option in parameter.opts)}
+            known[words] = {
+                "--help",
+                *(option for parameter in each.params for option in (*parameter.opts, *parameter.secondary_opts)),
+            }
     return known
 
 

@@ -97,6 +97,7 @@ def main() -> None:
             device=device,
         )
         save(model, full_tokenizer, folder)
+        write_facts(folder)
     check(
         folder,
         training,
@@ -105,6 +106,15 @@ def main() -> None:
         seeds=arguments.seeds,
         learning_rates=arguments.learning_rates,
     )
+
+
+def write_facts(folder: Path) -> None:
+    """`bundled/model_facts.json`: what an inspection finds, so that a server's first page need not wait for one."""
+    from tunesmith.bundled import MODEL_NAME
+    from tunesmith.models.inspect import inspect_model
+
+    facts = inspect_model(folder, MODEL_NAME).model_copy(update={"path": ""})
+    (folder.parent / "model_facts.json").write_text(facts.model_dump_json(indent=1) + "\n", encoding="utf-8")
 
 
 if __name__ == "__main__":

@@ -8,6 +8,9 @@ from __future__ import annotations
 
 from typing_extensions import TypedDict  # pydantic needs this one before Python 3.12
 
+# The hint of a faulty request; whoever made it by a command is told of that command's --help instead.
+REFERENCE = "GET /openapi.json describes every field with its limits."
+
 
 class ErrorForm(TypedDict):
     """The one form in which an error crosses a boundary (REST, `--json`, events)."""

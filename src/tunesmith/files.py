@@ -25,6 +25,14 @@ def fsync_folder(folder: Path) -> None:
         os.close(handle)
 
 
+# Names of archives that nothing here is written as: where a folder or a .zip was meant, one of these is a mistake.
+OTHER_ARCHIVES = frozenset({".tar", ".tgz", ".gz", ".bz2", ".tbz2", ".xz", ".txz", ".zst", ".7z", ".rar", ".jar"})
+
+
+def is_other_archive(target: Path) -> bool:
+    return target.suffix.lower() in OTHER_ARCHIVES
+
+
 def write_atomic(path: Path, content: bytes) -> None:
     """Write `content` under a temporary name beside `path`, fsync, rename, fsync the folder.
 

@@ -12,11 +12,14 @@ from tests.catalog import make
 from tests.catalog.conftest import PROJECT, State
 from tunesmith.bundled import MODEL_FOLDER, MODEL_NAME
 from tunesmith.catalog import audit, datasets, locations, logs, models, networks, sets
+from tunesmith.catalog.known import bundled_facts
 from tunesmith.errors import Conflict, Unknown, UsageFault
 from tunesmith.jobs.store import JobStore
 from tunesmith.spec.catalog import (
     BaseModelChange,
+    LocationChange,
     LogChange,
+    NetworkChange,
     NewBaseModel,
     NewLocation,
     NewLog,
@@ -40,17 +43,10 @@ def test_the_bundled_model_is_always_there_and_first(connection: sa.Connection) 
     page = models.list_models(connection, project=PROJECT)
     assert [model.name for model in page.items] == [MODEL_NAME, "acme/base"]
     bundled = models.find_model(connection, MODEL_NAME, project=PROJECT)
-    assert (bundled.is_bundled, bundled.path, bundled.facts) == (True, str(MODEL_FOLDER), None)
+    assert (bundled.is_bundled, bundled.path, bundled.facts) == (True, str(MODEL_FOLDER), bundled_facts())
     assert [model.name for model in models.list_models(connection, project=PROJECT, search="acme").items] == [
         "acme/base"
     ]
-
-
-def test_the_bundled_model_keeps_its_newest_facts_once(connection: sa.Connection) -> None:
-    models.keep_bundled_facts(connection, make.facts("old"), project=PROJECT)
-    models.keep_bundled_facts(connection, make.facts("new"), project=PROJECT)
-    (bundled,) = models.list_models(connection, project=PROJECT).items
-    assert bundled.facts == make.facts("new")
 
 
 def test_the_bundled_model_is_neither_taken_changed_nor_deleted(connection: sa.Connection) -> None:
@@ -262,6 +258,11 @@ def test_what_an_unfinished_job_uses_stays(state: State) -> None:
         (logs.remove_log, "team"),
         (networks.remove_network, "fast"),
     ]
+    with state.database.read() as connection:
+        assert locations.users_of_location(connection, "data") == ([], [job.job_id])
+        assert locations.users_of_location(connection, "out") == ([], [job.job_id])
+        assert logs.jobs_of_log(connection, "team") == networks.jobs_of_network(connection, "fast") == [job.job_id]
+        assert networks.jobs_of_network(connection, "team") == []
     for remove, name in removals:
         with state.database.write() as connection, pytest.raises(Conflict, match=job.job_id):
             remove(connection, name, actor="a")
@@ -289,10 +290,48 @@ def test_a_location_keeps_a_reference_to_credentials_never_a_secret(credentials:
         NewLocation(name="a", uri="s3://b", credentials=credentials)
 
 
+def test_a_location_is_changed_and_moved_only_while_nothing_uses_it(state: State) -> None:
+    new = NewLocation(name="team", uri="s3://bucket/team", credentials="env:TEAM", region="r")
+    with state.database.write() as connection:
+        locations.add_location(connection, new, actor="a")
+        view = locations.change_location(connection, "team", LocationChange(credentials="", region="r2"), actor="b")
+        assert (view.credentials, view.region, view.uri) == (None, "r2", "s3://bucket/team")
+        view = locations.change_location(connection, "team", LocationChange(uri="s3://other"), actor="b")
+        assert view.uri == "s3://other"
+    state.job(dataset="team:rows.jsonl")
+    with state.database.write() as connection:
+        for change in (LocationChange(uri="s3://other"), LocationChange(description="kept")):  # it stays where it is
+            locations.change_location(connection, "team", change, actor="b")
+        with pytest.raises(Conflict) as refusal:
+            locations.change_location(connection, "team", LocationChange(uri="s3://third"), actor="b")
+        assert refusal.value.code == "LOCATION_IN_USE"
+        told = [(each.action, each.object) for each in audit.list_audit(connection, actor="b").items]
+        assert told == [("location.change", "team")] * 4
+        with pytest.raises(Unknown):
+            locations.change_location(connection, "none", LocationChange(description="x"), actor="b")
+
+
+@pytest.mark.parametrize("credentials", ["AKIA123:secret", "plain"])
+def test_a_change_of_credentials_is_a_reference_too(credentials: str) -> None:
+    with pytest.raises(ValidationError):
+        LocationChange(credentials=credentials)
+
+
 def test_a_log_is_changed(connection: sa.Connection) -> None:
     logs.add_log(connection, NewLog(name="team", description="all"), actor="a")
     view = logs.change_log(connection, "team", LogChange(retention_days=7), actor="a")
     assert (view.retention_days, view.description, view.maximum_bytes) == (7, "all", 1 << 30)
+
+
+def test_a_network_is_changed_and_its_interface_taken_away(connection: sa.Connection) -> None:
+    networks.add_network(connection, NewNetwork(name="n", cidr="10.0.0.0/24", interface="eth0"), actor="a")
+    view = networks.change_network(connection, "n", NetworkChange(cidr="10.0.1.0/24"), actor="b")
+    assert (view.cidr, view.interface) == ("10.0.1.0/24", "eth0")
+    view = networks.change_network(connection, "n", NetworkChange(interface=""), actor="b")
+    assert (view.cidr, view.interface) == ("10.0.1.0/24", None)
+    assert [each.action for each in audit.list_audit(connection, actor="b").items] == ["network.change"] * 2
+    with pytest.raises(Unknown):
+        networks.change_network(connection, "none", NetworkChange(interface=""), actor="b")
 
 
 @pytest.mark.parametrize(

@@ -11,10 +11,12 @@ import pytest
 from tests.cli.conftest import Done
 from tunesmith import __version__
 from tunesmith.cli import app as edge
+from tunesmith.cli.app import _command_of
 from tunesmith.errors import FAMILIES
 from tunesmith.jobs.home import Home
 
 Tunesmith = Callable[..., Done]
+LONG = "0" * 300
 
 
 def test_help_is_quick_and_imports_no_worker() -> None:
@@ -68,7 +70,7 @@ def test_a_command_group_alone_shows_its_help(tunesmith: Tunesmith) -> None:
 def test_an_unexpected_exception_is_a_fault_of_ours_with_its_log(
     tunesmith: Tunesmith, home: Home, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def broken(*_: object) -> None:
+    def broken(*_: object, **__: object) -> None:
         raise RuntimeError("something unforeseen \x1b[31m")
 
     monkeypatch.setattr("tunesmith.jobs.store.JobStore.records", broken)
@@ -82,7 +84,7 @@ def test_an_unexpected_exception_is_a_fault_of_ours_with_its_log(
 
 
 def test_a_full_disk_is_no_fault_of_ours(tunesmith: Tunesmith, monkeypatch: pytest.MonkeyPatch) -> None:
-    def full(*_: object) -> None:
+    def full(*_: object, **__: object) -> None:
         raise OSError(errno.ENOSPC, "No space left on device", "/some/file")
 
     monkeypatch.setattr("tunesmith.jobs.store.JobStore.records", full)
@@ -112,6 +114,7 @@ def test_an_unwritable_home_is_refused_with_the_way_out(
     assert done.code == 4 and done.json["error"]["code"] == "HOME_NOT_WRITABLE"
 
 
+@pytest.mark.slow
 def test_a_shell_can_complete_commands_and_options(home: Home) -> None:
     def completions(line: str) -> str:
         done = subprocess.run(
@@ -136,3 +139,32 @@ def test_a_shell_can_complete_commands_and_options(home: Home) -> None:
 
 def test_a_missing_value_points_to_the_help_of_its_own_command(tunesmith: Tunesmith) -> None:
     assert "See `tunesmith plan --help`." in tunesmith("plan", "m", "d", "--epochs").err
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        ("finetune", LONG, "rows.jsonl"), ("plan", "tunesmith/demo", LONG), ("model", "show", LONG),
+        ("model", "register", "x", LONG), ("bench", LONG), ("dataset", "check", LONG),
+        ("version", "export", "a:1", LONG), ("state", "backup", LONG),
+    ],
+)  # fmt: skip
+def test_a_name_that_no_file_can_have_is_refused_in_words(tunesmith: Tunesmith, words: tuple[str, ...]) -> None:
+    done = tunesmith(*words)
+    assert done.code == 3 and "BAD_LOCATION" in done.err and "too long" in done.err and len(done.err) < 400
+
+
+def test_a_fault_that_the_server_found_points_to_the_help_of_its_command(tunesmith: Tunesmith) -> None:
+    done = tunesmith("version", "list", "--search", "x" * 300, "--json")
+    assert done.code == 2 and done.json["error"]["hint"] == "See `tunesmith version list --help`."
+
+
+@pytest.mark.parametrize(
+    ("words", "named"),
+    [
+        (["job", "clone", "job-1", "--set", "x=1"], "tunesmith job clone"), (["chat", "list"], "tunesmith chat"),
+        (["job"], "tunesmith job"), (["no-such"], "tunesmith"), ([], "tunesmith"),
+    ],
+)  # fmt: skip
+def test_a_command_is_named_without_its_arguments(words: list[str], named: str) -> None:
+    assert _command_of(words) == named

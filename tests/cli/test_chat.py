@@ -107,3 +107,16 @@ def answering(
 
     monkeypatch.setattr(answers, "stream_answer", stream_answer)
     return asked
+
+
+@pytest.mark.slow
+def test_answers_of_models_to_the_same_prompts(tunesmith: Run) -> None:
+    options = ("--prompt", "Hello!", "--prompt", "Where is the station?", "--max-tokens", "12")
+    done = tunesmith("version", "answers", MODEL_NAME, *options, "--json")
+    assert done.code == 0, done.err
+    assert [(each["prompt"], each["model"]) for each in done.json["answers"]] == [(0, MODEL_NAME), (1, MODEL_NAME)]
+    assert all(each["text"] and each["error"] is None for each in done.json["answers"])
+    said = tunesmith("version", "answers", MODEL_NAME, *options).out
+    assert said.count("> ") == 2 and done.json["answers"][1]["text"] in said
+    alone = tunesmith("chat", MODEL_NAME, "--prompt", "Hello!", "--temperature", "0", "--max-tokens", "12", "--json")
+    assert done.json["answers"][0]["text"] == alone.json["text"], "as a chat has it"

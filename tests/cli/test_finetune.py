@@ -30,6 +30,8 @@ from tunesmith.spec.requests import FinetuneRequest
 from tunesmith.spec.training import TrainingSettings
 from tunesmith.storage.tables import MODEL_VERSIONS
 
+pytestmark = pytest.mark.slow  # each starts a process
+
 Tunesmith = Callable[..., Done]
 Worker = Callable[[str], Callable[[Path], list[str]]]
 
@@ -80,6 +82,7 @@ def scripted(monkeypatch: pytest.MonkeyPatch, worker: Worker) -> None:
     monkeypatch.setattr("tunesmith.jobs.finetune.Inspection", ScriptedInspection)
     monkeypatch.setattr("tunesmith.cli.running.run_job", run_with(worker("works")))
     monkeypatch.setattr("tunesmith.cli.finetune.Standby.start", lambda *_, **__: None)  # the scripted worker is started
+    monkeypatch.setattr("tunesmith.plan.speed._matrix_product_rate", lambda *_: 1e10)  # a fifth of a second to measure
 
 
 def job_file(home: Home, done: Done) -> JobFile:
@@ -107,12 +110,15 @@ SETTINGS: dict[str, tuple[str, Any]] = {
     "micro_batch_size": ("3", 3),
     "seed": ("9", 9),
     "early_stopping": ("2", 2),
+    "checkpointed_layers": ("1", 1),
 }
 # auto and this machine's own value are all that a CPU has: refusals of the others are tested elsewhere
 FIXED_ON_A_CPU = {
     "precision": ("float32", "float32"),
     "base_precision": ("float32", "float32"),
     "strategy": ("single", "single"),
+    "path": ("generic", "generic"),
+    "compile_layers": ("off", "off"),
 }
 
 
@@ -236,7 +242,8 @@ def test_models_that_are_not_here_are_refused_without_the_network(
 ) -> None:
     done = tunesmith("finetune", name, str(rows), "--json")
     assert (done.code, done.json["error"]["code"]) == (code, error)
-    assert done.json["error"]["hint"]
+    download = f"`tunesmith model download {name}`"
+    assert (download in done.json["error"]["hint"]) == name.startswith("mistralai/")
 
 
 @pytest.mark.usefixtures("scripted")

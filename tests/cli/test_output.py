@@ -6,9 +6,11 @@ from pathlib import Path
 
 import pytest
 
+from tunesmith.cli.dataset import tell_previews
 from tunesmith.cli.output import Output, visible
 from tunesmith.cli.report import Reporter
 from tunesmith.errors import MachineCannot
+from tunesmith.spec.datasets import Preview, PreviewPiece
 
 
 @pytest.mark.parametrize(
@@ -61,11 +63,26 @@ def test_streams_that_were_closed_before_the_start_are_no_fault(monkeypatch: pyt
     sys.stderr.close()
 
 
-def test_a_dumb_terminal_gets_lines_and_no_bar(monkeypatch: pytest.MonkeyPatch) -> None:
-    class Terminal(io.StringIO):
-        def isatty(self) -> bool:
-            return True
+class Terminal(io.StringIO):
+    def isatty(self) -> bool:
+        return True
 
+
+@pytest.mark.parametrize("no_color", ["", "1"])
+def test_what_is_learned_stands_in_marks_where_no_colour_is_wanted(
+    monkeypatch: pytest.MonkeyPatch, no_color: str
+) -> None:
+    shown = Terminal()
+    monkeypatch.setattr(sys, "stdout", shown)
+    monkeypatch.setenv("TERM", "xterm-256color")
+    monkeypatch.setenv("NO_COLOR", no_color)
+    pieces = [PreviewPiece(text="Why?", learned=False), PreviewPiece(text="So.", learned=True)]
+    row = Preview(dataset="training", line=1, which="longest", tokens=4, pieces=pieces)
+    tell_previews([row], output=Output(json_wanted=False))
+    assert ("«So.»" in shown.getvalue()) == bool(no_color)
+
+
+def test_a_dumb_terminal_gets_lines_and_no_bar(monkeypatch: pytest.MonkeyPatch) -> None:
     shown = Terminal()
     monkeypatch.setattr(sys, "stdout", shown)
     monkeypatch.setenv("TERM", "dumb")

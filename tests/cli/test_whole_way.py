@@ -8,12 +8,12 @@ import os
 import signal
 import subprocess
 import sys
-import time
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from tests.waiting import PATIENCE_SECONDS, until
 from tunesmith.bundled import MODEL_NAME, TRAINING_ROWS
 from tunesmith.jobs.home import Home
 from tunesmith.jobs.records import JobFolder
@@ -23,7 +23,6 @@ from tunesmith.spec.jobs import JobRecord
 pytestmark = pytest.mark.slow
 
 NUM_ROWS = 32
-PATIENCE_SECONDS = 240  # a machine with two cores and company; alone it takes a twentieth
 OPTIONS = ["--validation-fraction", "0.3", "--learning-rate", "2e-3", "--json"]
 
 
@@ -71,14 +70,17 @@ def read_record(job: JobFolder) -> JobRecord:
 
 def wait_for_step(home: Path, step: int) -> JobFolder:
     """The one job of this home, once it has trained so many steps."""
-    end = time.monotonic() + PATIENCE_SECONDS
-    while time.monotonic() < end:
+
+    def found() -> JobFolder | None:
         for path in (home / "jobs").glob("job-*"):
             events = path / "events.jsonl"
             if events.exists() and events.read_text().count('"learning_rate"') >= step:
                 return JobFolder(path=path)
-        time.sleep(0.02)
-    raise AssertionError(f"step {step} never came")
+        return None
+
+    job = until(found, f"step {step}")
+    assert job is not None
+    return job
 
 
 def test_a_run_leaves_a_whole_artifact_and_its_evidence(finished: tuple[Path, Any, str]) -> None:
@@ -187,3 +189,14 @@ def test_a_model_can_be_shown_and_a_dataset_previewed(rows: Path, tmp_path: Path
     learned = "".join(piece["text"] for piece in report["previews"][0]["pieces"] if piece["learned"])
     line = report["previews"][0]["line"]
     assert json.loads(rows.read_text().splitlines()[line - 1])["completion"] in learned
+    long_row = json.dumps({"prompt": "word " * 3000, "completion": "yes"})
+    (tmp_path / "long.jsonl").write_text(rows.read_text() + long_row + "\n")
+    command = ["dataset", "check", str(tmp_path / "long.jsonl"), "--model", MODEL_NAME, "--json"]
+    code, report, _ = finish(start(tmp_path, *command))
+    assert code == 3 and [(error["line"], error["code"]) for error in report["errors"]] == [
+        (NUM_ROWS + 1, "ROW_TOO_LONG")
+    ]
+    assert (
+        report["tokens"]["percentiles"]["100"] > 3000
+        and sum(rows for _, rows in report["tokens"]["histogram"]) == NUM_ROWS + 1
+    )

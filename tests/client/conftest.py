@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterator
 import pytest
 
 from tests.jobs.conftest import home, job, state, worker
+from tests.server.conftest import app_over
 from tunesmith.client import AsyncClient, Client
 from tunesmith.client.asynchronous.wire import AsyncWire
 from tunesmith.client.connection import IN_PROCESS_URL, Endpoint, home_token
@@ -14,7 +15,6 @@ from tunesmith.client.in_process import AsyncInProcess, Host, InProcess
 from tunesmith.client.synchronous.wire import Wire
 from tunesmith.jobs.home import Home
 from tunesmith.jobs.state import State
-from tunesmith.server.app import create_app
 from tunesmith.server.auth import ensure_home_token
 from tunesmith.server.service import make_service
 
@@ -24,7 +24,7 @@ __all__ = ["home", "job", "state", "worker"]
 @pytest.fixture
 def host(state: State) -> Iterator[Host]:
     ensure_home_token(state.home, state.database)
-    opened = Host(create_app(make_service(state, {"TUNESMITH_HOME": str(state.home.root)}, queue=None)))
+    opened = Host(app_over(make_service(state, {"TUNESMITH_HOME": str(state.home.root)}, queue=None)))
     yield opened
     opened.close()
 

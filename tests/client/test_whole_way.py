@@ -8,7 +8,6 @@ import os
 import runpy
 import subprocess
 import sys
-import time
 import zipfile
 from collections.abc import Iterator
 from pathlib import Path
@@ -16,13 +15,15 @@ from typing import Any
 
 import pytest
 
+from tests.servers.processes import free_port
+from tests.waiting import PATIENCE_SECONDS, until
 from tunesmith.bundled import MODEL_NAME, TRAINING_ROWS
 from tunesmith.client import AsyncClient, Client
 from tunesmith.client.connection import running_server
+from tunesmith.errors import InputRefused
 from tunesmith.spec.jobs import JobState
 
 pytestmark = pytest.mark.servers
-PATIENCE_SECONDS = 60.0
 QUICK = {"epochs": 1, "global_batch_size": 8, "lora_rank": 4, "sequence_length": 512, "too_long": "drop"}
 
 
@@ -54,14 +55,14 @@ def server(home: Path, environment: dict[str, str], tmp_path_factory: pytest.Tem
             env=environment, stdout=output, stderr=subprocess.STDOUT,
         )  # fmt: skip
         try:
-            end = time.monotonic() + PATIENCE_SECONDS
-            while (url := running_server(home)) is None:
-                assert process.poll() is None and time.monotonic() < end, log.read_text()
-                time.sleep(0.05)
-            yield url
+            yield until(lambda: running_server(home) or has_ended(process), "it serves", told=log.read_text)
         finally:
             process.terminate()
             assert process.wait(PATIENCE_SECONDS) == 0
+
+
+def has_ended(process: subprocess.Popen[bytes]) -> None:
+    assert process.poll() is None, f"the server ended with {process.returncode}"
 
 
 @pytest.fixture
@@ -104,6 +105,16 @@ def test_a_job_from_upload_to_export(here: str, rows: Path, tmp_path: Path, caps
         assert client.versions.get("bot@prod").version.model_version == "bot:2"
 
 
+def test_an_upload_that_the_server_refuses_is_not_sent_to_its_end(here: str, tmp_path: Path) -> None:
+    path = tmp_path / "sparse.jsonl"
+    with path.open("wb") as handle:
+        handle.truncate(1 << 30)
+    sent: list[int] = []
+    with Client() as client, pytest.raises(InputRefused) as caught:
+        client.datasets.upload(path, progress=lambda done, _all: sent.append(done))
+    assert caught.value.code == "NOT_TEXT" and sent[-1] < 1 << 28
+
+
 def test_the_async_client_does_it_too(here: str, rows: Path) -> None:
     async def use() -> None:
         async with AsyncClient() as client:
@@ -135,13 +146,21 @@ def test_the_command_line_does_it_too(here: str, rows: Path, environment: dict[s
     assert tunesmith("version", "show", "cli@prod")["version"]["aliases"] == ["prod"]
     assert tunesmith("version", "export", "cli:1")["bytes"] == (tmp_path / "cli-1.zip").stat().st_size
     assert tunesmith("version", "export", "cli:1", code=3)["error"]["code"] == "FILE_EXISTS"
-    clone = tunesmith("job", "clone", result["job_id"], "--set", "epochs=2")
+    clone = tunesmith("job", "clone", result["job_id"], "--set", "epochs=1000")
+    waits = tunesmith("job", "clone", result["job_id"], "--set", "epochs=3")["job_id"]
+    until(lambda: tunesmith("job", "show", waits)["record"]["position"] == 1, "the other one takes the device")
+    here_and_there = [tunesmith("job", "list", **variables)["jobs"] for variables in ({}, {"TUNESMITH_URL": here})]
+    for [listed, *_] in here_and_there:
+        assert (listed["job_id"], listed["position"]) == (waits, 1) and "used by" in listed["waiting_reason"]
+    shown = tunesmith("job", "show", waits)["record"]
+    assert shown["position"] == 1 and "used by" in shown["waiting_reason"]
+    assert tunesmith("job", "cancel", waits)["state"] == "CANCELED"
     assert tunesmith("job", "cancel", clone["job_id"])["state"] == "CANCELED"
 
     token = (Path(environment["TUNESMITH_HOME"]) / "token").read_text().strip()
     remote = {"TUNESMITH_HOME": str(tmp_path / "other"), "TUNESMITH_URL": here, "TUNESMITH_TOKEN": token}
     listed = tunesmith("job", "list", "--limit", "1", **remote)["jobs"]
-    assert [each["job_id"] for each in listed] == [clone["job_id"]]
+    assert [each["job_id"] for each in listed] == [waits]
     assert tunesmith("job", "show", result["job_id"], **remote)["state"] == "SUCCEEDED"
     assert tunesmith("job", "logs", result["job_id"], **remote)["job_id"] == result["job_id"]
     assert tunesmith("job", "cancel", clone["job_id"], **remote)["state"] == "CANCELED"
@@ -174,13 +193,11 @@ def test_watching_outlives_a_killed_server(
                 [sys.executable, "-m", "tunesmith", "serve", "--port", port],
                 env=own, stdout=output, stderr=subprocess.STDOUT,
             )  # fmt: skip
-        end = time.monotonic() + PATIENCE_SECONDS
-        while running_server(tmp_path / "home") is None:
-            assert process.poll() is None and time.monotonic() < end, (tmp_path / "serve.log").read_text()
-            time.sleep(0.05)
+        log = (tmp_path / "serve.log").read_text
+        until(lambda: running_server(tmp_path / "home") or has_ended(process), "it serves", told=log)
         return process
 
-    first = serve("0")
+    first = serve(str(free_port()))
     with Client() as client:
         job = client.jobs.submit(MODEL_NAME, rows, **QUICK)
         numbers: list[int] = []

@@ -11,13 +11,14 @@ from typing import Any
 import httpx2
 import pytest
 
-from tunesmith.client import streams
+from tunesmith.client import Client, streams
 from tunesmith.client.asynchronous.wire import AsyncWire
 from tunesmith.client.connection import Endpoint
 from tunesmith.client.streams import CHUNK_BYTES, RETRY_SECONDS, FileBody
 from tunesmith.client.synchronous.wire import PAGE, Wire
 from tunesmith.errors import Conflict, InputRefused, MachineCannot, NotPermitted, TunesmithError, Unknown, UsageFault
 from tunesmith.spec.catalog import LogView
+from tunesmith.spec.hub import DownloadState, DownloadView
 
 ENDPOINT = Endpoint(url="http://127.0.0.1:8440", token="secret-token")
 LOG = {"name": "a", "description": "", "retention_days": 1, "maximum_bytes": 1, "created_at": "2026-01-01"}
@@ -73,7 +74,9 @@ def refusal(status: int, code: str = "SOME_CODE", **headers: str) -> httpx2.Resp
         (413, "BODY_TOO_LARGE", InputRefused),
         (422, "EMPTY_COMPLETION", InputRefused),
         (422, "BAD_OPTION", UsageFault),
+        (422, "BAD_ALIAS", UsageFault),
         (422, "NOT_BUILT", MachineCannot),
+        (409, "HUB_UNREACHABLE", MachineCannot),
         (500, "INTERNAL", TunesmithError),
         (503, "DISK_FULL", MachineCannot),
     ],
@@ -321,6 +324,23 @@ def test_the_async_wire_does_the_same(tmp_path: Path) -> None:
     assert asyncio.run(use()) == [1, 2]
     assert (tmp_path / "version.zip").read_bytes() == b"whole"
     assert seen[0].headers["Idempotency-Key"] == seen[1].headers["Idempotency-Key"]
+
+
+def test_who_waits_for_a_download_is_told_once_why_it_stands_still(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("tunesmith.client.synchronous.nouns.sleep", lambda _seconds: None)
+    view = DownloadView(
+        download_id="dl-1", state=DownloadState.WAITING, waiting_reason=None, name="a/b", hub_id="a/b",
+        revision="c" * 40, location=None, target_uri="file:///m", files=1, left_out=[], bytes_total=9, bytes_done=0,
+        is_cancel_wanted=False, failure=None, submitted_by="local", created_at="2026-01-01", finished_at=None,
+    )  # fmt: skip
+    steps: list[dict[str, Any]] = [
+        {"waiting_reason": "first"}, {"waiting_reason": "first"}, {"state": DownloadState.RUNNING},
+        {"waiting_reason": "second"}, {"state": DownloadState.SUCCEEDED},
+    ]  # fmt: skip
+    handle, _ = answers(*[httpx2.Response(200, json=view.model_copy(update=step).as_json()) for step in steps])
+    told: list[str] = []
+    assert Client.over(wire(handle)).downloads.wait("dl-1", waits=told.append).state is DownloadState.SUCCEEDED
+    assert told == ["first", "second"]
 
 
 def test_pauses_grow_and_are_not_the_same_for_all() -> None:

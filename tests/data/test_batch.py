@@ -17,6 +17,7 @@ from tunesmith.data.batch import (
     epoch_order,
     evaluation_batches,
     num_steps,
+    padded,
     rows_of_step,
     step_batches,
 )
@@ -154,3 +155,19 @@ def _require_sound(batch: Batch, examples: FewExamples) -> None:
 
 
 ORDER_OF_EIGHT = [2, 0, 4, 1, 7, 5, 3, 6]
+
+
+@given(LENGTHS, st.integers(1, 16))
+def test_padding_adds_a_document_that_nobody_learns_and_leaves_the_rest(lengths: list[int], multiple: int) -> None:
+    [batch] = evaluation_batches(examples_of(lengths), range(len(lengths)), max_tokens=10_000)
+    made = padded(batch, multiple=multiple)
+    count = len(batch.tokens_T)
+    assert len(made.tokens_T) % multiple == 0 and len(made.tokens_T) - count < multiple
+    for name in ("tokens_T", "labels_T", "positions_T"):
+        assert np.array_equal(getattr(made, name)[:count], getattr(batch, name))
+    assert (made.labels_T[count:] == IGNORE_INDEX).all()
+    edges = batch.boundaries.tolist()
+    assert made.boundaries.tolist() == (edges if count % multiple == 0 else [*edges, len(made.tokens_T)])
+    assert np.array_equal(made.positions_T[count:], np.arange(len(made.tokens_T) - count))
+    assert (made.num_learned, made.offset_in_step) == (batch.num_learned, batch.offset_in_step)
+    assert np.array_equal(made.rows, batch.rows)

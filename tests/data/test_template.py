@@ -41,6 +41,7 @@ def test_text_is_that_of_transformers(source: str) -> None:
     assert text_of(source) == expected[0]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "source",
     [

@@ -31,7 +31,8 @@ def tuned_artifact(base: Path, folder: Path, *, render: str, seed: int = 0) -> P
         {
             "epochs": 8, "learning_rate": 2e-2, "lora_rank": 8, "lora_alpha": 16, "sequence_length": 64,
             "render": render, "global_batch_size": 8, "micro_batch_size": 8, "precision": "float32", "seed": seed,
-            "base_precision": "float32", "strategy": "single", "validation_fraction": 0.25,
+            "base_precision": "float32", "strategy": "single", "path": "generic", "compile_layers": "off",
+            "checkpointed_layers": 0, "validation_fraction": 0.25,
         }
     )  # fmt: skip
     job = JobFile(

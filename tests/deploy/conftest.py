@@ -14,7 +14,8 @@ import torch
 from tests.models.conftest import load, make_model, one_thread
 from tunesmith.deploy.engine import Engine
 from tunesmith.files import sha256_of
-from tunesmith.models.adapter_file import CONFIG_NAME, WEIGHTS_NAME, save_adapter
+from tunesmith.models.adapter_file import save_adapter
+from tunesmith.models.adapter_form import CONFIG_NAME, WEIGHTS_NAME
 from tunesmith.models.base import load_base
 from tunesmith.models.inspect import inspect_model
 from tunesmith.models.lora import inject, lora_modules

@@ -22,7 +22,10 @@ from tunesmith.models.inspect import inspect_model
 from tunesmith.spec.models import ModelFacts
 from tunesmith.spec.serving import PieceFrame
 
-pytestmark = pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing` is deprecated:FutureWarning")
+pytestmark = [
+    pytest.mark.slow,  # models of every architecture, once ours and once transformers' own
+    pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing` is deprecated:FutureWarning"),
+]
 
 
 @pytest.fixture(scope="module")

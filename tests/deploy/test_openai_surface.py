@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
+import http.client
 import json
 import os
 import signal
 import subprocess
 import sys
-import time
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,6 +18,7 @@ import openai
 import pytest
 
 from tests.deploy.catalog import publish, tuned_artifact
+from tests.deploy.endless import LONG, endless_base, time_of, wait_until_it_computes, wait_until_it_stands_still
 from tests.train.conftest import tiny_base
 from tunesmith.bundled import MODEL_NAME
 from tunesmith.jobs.home import open_home
@@ -26,8 +27,6 @@ from tunesmith.jobs.state import open_state
 
 __all__ = ["tiny_base"]
 pytestmark = pytest.mark.servers
-
-START_SECONDS = 60
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -41,14 +40,22 @@ class Served:
         given = {"base_url": f"{self.url}/v1", "api_key": self.token, "max_retries": 0} | options
         return openai.OpenAI(**given)
 
-    def worker(self) -> int:
-        """The deploy worker of the versions' base, not of the bundled one."""
-        return next(
+    def worker(self, base: Path) -> int:
+        """The deploy worker of this base; a small answer starts it."""
+        self.client().completions.create(model=str(base), prompt="count 1:", max_tokens=2)
+        found = [
             int(path.name)
             for path in Path("/proc").iterdir()
             if path.name.isdecimal() and str(self.home / "serving") in (command := _command(path))
-            and json.loads(Path(command.split()[-1]).read_bytes())["base"]["name"] == "tests/tiny"
-        )  # fmt: skip
+            and json.loads(Path(command.split()[-1]).read_bytes())["base"]["path"] == str(base)
+        ]  # fmt: skip
+        assert len(found) == 1, self.told()
+        return found[0]
+
+    def told(self) -> str:
+        """What the server and its workers wrote, for a failure's message."""
+        logs = [self.home / "server-output.log", *sorted((self.home / "logs").glob("*"))]
+        return "\n".join(f"---- {log.name}\n{log.read_text(errors='replace')[-4000:]}" for log in logs)
 
 
 def _command(process: Path) -> str:
@@ -74,14 +81,20 @@ def served(tiny_base: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterato
         stdout=subprocess.PIPE, stderr=log, text=True,
     )  # fmt: skip
     assert process.stdout is not None
-    told = json.loads(process.stdout.readline())
-    yield Served(url=told["url"], token=(root / "token").read_text().strip(), pid=process.pid, home=root)
+    line = process.stdout.readline()
+    assert line, Path(log.name).read_text()
+    yield Served(url=json.loads(line)["url"], token=(root / "token").read_text().strip(), pid=process.pid, home=root)
     process.send_signal(signal.SIGTERM)
-    process.wait(timeout=30)
+    process.wait(timeout=120)
     process.stdout.close()
     log.close()
     assert process.returncode == 0
     assert not any(str(root / "serving") in _command(path) for path in Path("/proc").iterdir() if path.name.isdecimal())
+
+
+@pytest.fixture(scope="module")
+def endless(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return endless_base(tmp_path_factory.mktemp("endless") / "base")
 
 
 IMAGE = {"type": "image_url", "image_url": {"url": "http://127.0.0.1/"}}
@@ -256,47 +269,78 @@ def test_what_completions_do_not_offer_is_refused_by_name(served: Served, change
     assert next(iter(changes)) in answer.json()["error"]["message"]
 
 
-def test_a_worker_killed_in_the_middle_of_a_stream_ends_it_cleanly_and_the_next_request_works(served: Served) -> None:
+def test_a_worker_killed_in_the_middle_of_a_stream_ends_it_cleanly_and_the_next_request_works(
+    served: Served, endless: Path
+) -> None:
+    victim = served.worker(endless)
     client = served.client()
-    long: Any = {"model": "bot-plain:1", "prompt": "count 1:", "max_tokens": 400, "n": 8, "temperature": 2}
-    stream = client.completions.create(**long, stream=True)
+    chunks = iter(client.completions.create(**long_body(endless), stream=True))
     for _ in range(3):
-        next(iter(stream))
-    victim = served.worker()
+        next(chunks)
     os.kill(victim, signal.SIGKILL)
     with pytest.raises(openai.APIError, match="another worker is started"):
-        list(stream)
-    assert client.completions.create(model="bot-plain:1", prompt="count 1:", max_tokens=4).choices
+        list(chunks)
+    assert client.completions.create(model=str(endless), prompt="count 1:", max_tokens=4).choices
 
 
 @pytest.mark.parametrize("is_stream", [True, False])
-def test_a_caller_that_leaves_stops_the_generation(served: Served, is_stream: bool) -> None:
-    body = {
-        "model": "bot-plain:1",
-        "prompt": "count 1:",
-        "max_tokens": 400,
-        "n": 8,
-        "temperature": 2,
-        "stream": is_stream,
-    }
-    headers = {"Authorization": f"Bearer {served.token}"}
-    with httpx2.Client(headers=headers, timeout=2 if not is_stream else 60) as http:
+def test_a_caller_that_leaves_stops_the_generation(served: Served, endless: Path, is_stream: bool) -> None:
+    worker = served.worker(endless)
+    before = time_of(worker)
+    connection = http.client.HTTPConnection(served.url.removeprefix("http://"), timeout=60)
+    headers = {"Authorization": f"Bearer {served.token}", "Content-Type": "application/json"}
+    body = json.dumps(long_body(endless) | {"stream": is_stream})
+    try:
+        connection.request("POST", "/v1/completions", body=body, headers=headers)
         if is_stream:
-            with http.stream("POST", f"{served.url}/v1/completions", json=body) as answer:
-                next(answer.iter_lines())
-        else:
-            with pytest.raises(httpx2.TimeoutException):
-                http.post(f"{served.url}/v1/completions", json=body)
-    time.sleep(2)
-    worker = served.worker()
-    used = _time_of(worker)
-    time.sleep(0.7)
-    assert _time_of(worker) - used < 0.1, "the worker computes nothing any more"
+            assert connection.getresponse().readline().startswith(b"data: ")
+        wait_until_it_computes(worker, since=before)
+    finally:
+        connection.close()
+    wait_until_it_stands_still(worker)
+    assert served.client().completions.create(model=str(endless), prompt="count 1:", max_tokens=4).choices
 
 
-def _time_of(pid: int) -> float:
-    fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
-    return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
+def long_body(base: Path) -> dict[str, Any]:
+    return {
+        "model": str(base), "prompt": "count 1:", "max_tokens": LONG["max_tokens"], "n": LONG["choices"],
+        "temperature": 0,
+    }  # fmt: skip
+
+
+def test_several_models_answer_the_same_prompts(served: Served) -> None:
+    models = ["bot-plain:1", "bot-chat@prod", MODEL_NAME]
+    body = {"models": models, "prompts": ["count 1:", "count 2:"], "max_tokens": 4}
+    headers = {"Authorization": f"Bearer {served.token}"}
+    with httpx2.Client(base_url=served.url, headers=headers, timeout=60) as http:
+        whole = http.post("/api/answers", json=body).json()["answers"]
+        assert [(each["prompt"], each["model"]) for each in whole] == [
+            (prompt, model) for prompt in (0, 1) for model in models
+        ]
+        assert [each["resolved"] for each in whole[:3]] == ["bot-plain:1", "bot-chat:1", MODEL_NAME]
+        assert all(each["error"] is None and each["finish_reason"] for each in whole)
+        streamed: dict[tuple[int, int], str] = {}
+        with http.stream("POST", "/api/answers", json=body, headers={"Accept": "text/event-stream"}) as answer:
+            lines = [line for line in answer.iter_lines() if line]
+        assert lines[-2:] == ["event: end", "data: {}"]
+        for line in lines[:-2]:
+            piece = json.loads(line.removeprefix("data: "))
+            place = (piece["prompt"], piece["model"])
+            streamed[place] = streamed.get(place, "") + piece.get("text", "")
+        assert [streamed[each["prompt"], models.index(each["model"])] for each in whole] == [
+            each["text"] for each in whole
+        ]
+        # each as it was trained: as the OpenAI surface answers the same
+        alone = http.post("/v1/completions", json={"model": models[0], "prompt": "count 1:", "max_tokens": 4} | COLD)
+        assert alone.json()["choices"][0]["text"] == whole[0]["text"]
+        turns = [{"role": "user", "content": "count 1:"}]
+        base = http.post("/v1/chat/completions", json={"model": MODEL_NAME, "messages": turns, "max_tokens": 4} | COLD)
+        assert base.json()["choices"][0]["message"]["content"] == whole[2]["text"], "beside a chat version it chats"
+        refused = http.post("/api/answers", json={**body, "models": ["bot-plain:1", "bot-plain:9"]})
+        assert (refused.status_code, refused.json()["error"]["code"]) == (404, "UNKNOWN_VERSION")
+
+
+COLD = {"temperature": 0}
 
 
 def test_the_server_names_these_routes_in_its_description(served: Served) -> None:

@@ -10,8 +10,9 @@ from hypothesis import strategies as st
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 
 from tunesmith.bundled import MODEL_FOLDER
+from tunesmith.data.pieces import TextPieces
 from tunesmith.data.tokenizer import TextTokenizer, load_tokenizer
-from tunesmith.deploy.pieces import StopTexts, TextPieces
+from tunesmith.deploy.stops import StopTexts
 
 
 @functools.cache

@@ -17,6 +17,9 @@ from pathlib import Path
 import pytest
 
 from tunesmith.bundled import MODEL_FOLDER, TRAINING_ROWS
+from tunesmith.client import Client
+from tunesmith.client.connection import Endpoint
+from tunesmith.client.synchronous.wire import Wire
 
 ROOT = Path(__file__).resolve().parents[2]
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs" / "guide").glob("*.md"))]
@@ -81,3 +84,16 @@ def test_no_console_line_is_of_another_kind() -> None:
 
 def test_the_guide_of_fine_tuning_has_commands_to_run() -> None:
     assert len([page for page, _ in COMMANDS if page == "docs/guide/fine-tuning.md"]) >= 5
+
+
+def test_the_client_guide_names_every_method() -> None:
+    guide = (ROOT / "docs" / "guide" / "client.md").read_text(encoding="utf-8")
+    rows = [line for line in guide.splitlines() if line.startswith("| `client.")]
+    endpoint = Endpoint(url="http://127.0.0.1:1", token=None)
+    with Client.over(Wire(endpoint)) as client:
+        nouns = {name: each for name, each in vars(client).items() if not name.startswith("_") and name != "wire"}
+        assert "jobs" in nouns
+        for name, each in nouns.items():
+            row = " ".join(row for row in rows if f"`client.{name}`" in row)
+            methods = {method for method in dir(each) if not method.startswith("_")} - {"act"}
+            assert sorted(method for method in methods if f"`{method}`" not in row) == [], name

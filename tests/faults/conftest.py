@@ -1,4 +1,4 @@
-"""A two-layer model, a few rows, and a home with a service that is to be killed."""
+"""A two-layer model, a few rows, and a home with a server that is to be killed."""
 
 from __future__ import annotations
 

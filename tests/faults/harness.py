@@ -1,12 +1,13 @@
-"""Kills a real service and its real workers, and looks at what is left.
+"""Kills a real `tunesmith serve` and its real workers, and looks at what is left.
 
-`Killed` runs the service of `serve.py` over one home and knows its processes by the folder they work in.
+`Killed` runs the server over one home, asks it over HTTP, and knows its processes by the folder they work in.
 `broken_promises` says what does not hold of a home just now: an empty list is a survival.
 """
 
 from __future__ import annotations
 
 import contextlib
+import hashlib
 import itertools
 import json
 import os
@@ -14,11 +15,12 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import httpx2
 import sqlalchemy as sa
 
 from tunesmith.files import sha256_of
@@ -28,11 +30,11 @@ from tunesmith.jobs.state import State, open_state
 from tunesmith.spec.artifacts import MANIFEST_NAME, Manifest
 from tunesmith.spec.catalog import VersionState
 from tunesmith.spec.jobs import FINAL_STATES, MOVES, JobRecord, JobState
-from tunesmith.storage.tables import EVENTS, MODEL_VERSIONS
+from tunesmith.storage.tables import EVENTS, IDEMPOTENCY, JOBS, MODEL_VERSIONS
 
-SERVER = Path(__file__).with_name("serve.py")
+CLOCK = Path(__file__).with_name("clock")  # a folder that moves a server's wall clock
 TRAINER, INSPECTOR = "tunesmith.train", "tunesmith.models.inspect"
-PATIENCE_SECONDS = 120  # of waits that only a fault of ours would reach
+PATIENCE_SECONDS = 180  # of waits that only a fault of ours would reach
 VERSION_OF = {
     JobState.SUCCEEDED: VersionState.ACTIVE,
     JobState.FAILED: VersionState.FAILED,
@@ -58,42 +60,70 @@ class Process:
 
 @dataclass(slots=True)
 class Killed:
-    """One home, its service, and everything that was accepted."""
+    """One home, its `tunesmith serve`, everything that it accepted, and the bucket of its results if it has one."""
 
     root: Path
     environment: dict[str, str] = field(default_factory=dict[str, str])
     cpu_jobs: int = 2
+    bucket: Bucket | None = None
     accepted: list[str] = field(default_factory=list[str])
+    keys: set[str] = field(default_factory=set[str])  # of idempotency: one job each, however often it was asked for
     server: subprocess.Popen[str] | None = None
+    client: httpx2.Client | None = None
     state: State = field(init=False)
 
     def __post_init__(self) -> None:
         self.state = open_state(open_home({"TUNESMITH_HOME": str(self.root)}))
 
-    def start(self) -> None:
-        """Start the service and wait until it serves."""
+    def begin_start(self) -> None:
+        """Start the server; it may be killed before it serves."""
         assert self.server is None
-        log = (self.root.parent / f"{self.root.name}-server.log").open("ab")
-        with log:
+        with self.log.open("ab") as log:
             self.server = subprocess.Popen(
-                [sys.executable, str(SERVER), str(self.root), str(self.cpu_jobs)],
-                stdin=subprocess.PIPE,
-                stdout=subprocess.PIPE,
-                stderr=log,
-                text=True,
-                env={**os.environ, "OMP_NUM_THREADS": "1", **self.environment},
-            )
-        assert self.server.stdout is not None
-        assert self.server.stdout.readline() == "serving\n", f"the service did not start: {log.name}"
+                [sys.executable, "-m", "tunesmith", "serve", "--port", "0", "--json", "--cpu-jobs", str(self.cpu_jobs)],
+                stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=log, text=True,
+                env={
+                    **os.environ, "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": "", **self.environment,
+                    "TUNESMITH_HOME": str(self.root),
+                },
+            )  # fmt: skip
 
-    def submit(self, **asked: Any) -> str:
-        assert self.server is not None and self.server.stdin is not None and self.server.stdout is not None
-        self.server.stdin.write(json.dumps(asked) + "\n")
-        self.server.stdin.flush()
-        job_id = self.server.stdout.readline().strip()
-        assert job_id, "the service ended instead of answering"
-        self.accepted.append(job_id)
+    def start(self) -> None:
+        """Start the server and wait until it serves."""
+        self.begin_start()
+        assert self.server is not None and self.server.stdout is not None
+        line = self.server.stdout.readline()
+        assert line, f"the server did not start\n{self.told()}"
+        token = (self.root / "token").read_text().strip()
+        self.client = httpx2.Client(
+            base_url=json.loads(line)["url"], headers={"Authorization": f"Bearer {token}"}, timeout=60, trust_env=False
+        )
+
+    @property
+    def log(self) -> Path:
+        return self.root.parent / f"{self.root.name}-server.log"
+
+    def ask(self, method: str, path: str, **options: Any) -> httpx2.Response:
+        """Raises httpx2.TransportError where the server is killed meanwhile."""
+        assert self.client is not None
+        return self.client.request(method, path, **options)
+
+    def submit(self, *, key: str | None = None, **asked: Any) -> str:
+        """Over HTTP; it counts as accepted once it was answered."""
+        headers = {"Idempotency-Key": key} if key is not None else {}
+        answer = self.ask("POST", "/api/jobs", json=asked, headers=headers)
+        assert answer.status_code in (200, 201), answer.text
+        job_id: str = answer.json()["job_id"]
+        if job_id not in self.accepted:
+            self.accepted.append(job_id)
+        if key is not None:
+            self.keys.add(key)
         return job_id
+
+    def wish(self, job_id: str, what: str) -> None:
+        """Pause, resume or cancel; a job that ended meanwhile refuses, which is no fault."""
+        answer = self.ask("POST", f"/api/jobs/{job_id}/{what}")
+        assert answer.status_code in (200, 409), answer.text
 
     def kill_server(self) -> None:
         assert self.server is not None
@@ -101,18 +131,19 @@ class Killed:
         self._gone()
 
     def stop_server(self) -> None:
-        """In good order: its input ends."""
-        assert self.server is not None and self.server.stdin is not None
-        self.server.stdin.close()
+        """In good order."""
+        assert self.server is not None
+        self.server.terminate()
         self._gone()
 
     def _gone(self) -> None:
-        assert self.server is not None and self.server.stdin is not None and self.server.stdout is not None
+        assert self.server is not None and self.server.stdout is not None
         self.server.wait(timeout=PATIENCE_SECONDS)
-        for pipe in (self.server.stdin, self.server.stdout):
-            with contextlib.suppress(BrokenPipeError):
-                pipe.close()
+        self.server.stdout.close()
         self.server = None
+        if self.client is not None:
+            self.client.close()
+            self.client = None
 
     def processes(self) -> list[Process]:
         """The live workers and inspectors of this home."""
@@ -137,9 +168,10 @@ class Killed:
 
     def told(self) -> str:
         """What a failing test should show."""
-        lines = [f"{record.job_id} {record.state} {record.phase} {record.waiting_reason}" for record in self.records()]
-        server_log = self.root.parent / f"{self.root.name}-server.log"
-        return "\n".join([*lines, *server_log.read_text().splitlines()[-30:]])
+        told = [each for each in self.records() if each.state not in (JobState.SUCCEEDED, JobState.CANCELED)]
+        lines = [f"{each.job_id} {each.state} {each.phase} {each.waiting_reason} {each.failure}" for each in told]
+        logs = (self.log, self.root / "logs" / "server.log")
+        return "\n".join([*lines, *(line for log in logs if log.exists() for line in _end_of(log))])
 
     def end(self) -> None:
         """Nothing of this home runs on."""
@@ -149,6 +181,42 @@ class Killed:
             with contextlib.suppress(ProcessLookupError):
                 os.kill(process.pid, signal.SIGKILL)
         self.state.database.close()
+
+
+def _end_of(log: Path) -> list[str]:
+    return [line[:3000] for line in log.read_text().splitlines() if '"message": "request"' not in line][-30:]
+
+
+@dataclass(slots=True, kw_only=True)
+class Bucket:
+    """Where results go, read past whatever trouble the server has with it."""
+
+    name: str
+    client: Any  # boto3's
+    whole: set[tuple[str, str]] = field(default_factory=set[tuple[str, str]])  # manifests that were looked through
+
+    def broken(self) -> Iterator[str]:
+        """A manifest is there only where every byte of its artifact is, in the versions that it names."""
+        pages = self.client.get_paginator("list_objects_v2").paginate(Bucket=self.name)
+        for found in (each for page in pages for each in page.get("Contents", ())):
+            seen = (found["Key"], found["ETag"])
+            if not found["Key"].endswith(f"/{MANIFEST_NAME}") or seen in self.whole:
+                continue
+            manifest = Manifest.model_validate_json(self._read(found["Key"]))
+            prefix = found["Key"].removesuffix(MANIFEST_NAME)
+            for file in manifest.files:
+                if hashlib.sha256(self._read(prefix + file.path, file.version_id)).hexdigest() != file.sha256:
+                    yield f"{prefix}{file.path} is not what the manifest says"
+            self.whole.add(seen)
+
+    def _read(self, key: str, version_id: str | None = None) -> bytes:
+        version = {} if version_id is None else {"VersionId": version_id}
+        return self.client.get_object(Bucket=self.name, Key=key, **version)["Body"].read()
+
+    def holds(self, uri: str) -> bool:
+        """Whether an artifact is there now; `broken` looks at its bytes."""
+        key = f"{uri.removeprefix(f's3://{self.name}/')}/{MANIFEST_NAME}"
+        return bool(self.client.list_objects_v2(Bucket=self.name, Prefix=key, MaxKeys=1).get("Contents"))
 
 
 def _processes() -> Iterator[Process]:
@@ -166,6 +234,8 @@ def broken_promises(home: Killed) -> list[str]:
     """What does not hold, in words. The service may be dead or alive; what it is doing just now is no fault."""
     records = home.records()
     told = [f"{job_id} was accepted and is lost" for job_id in home.accepted if job_id not in _ids(records)]
+    told += _of_keys(home)
+    told += list(home.bucket.broken()) if home.bucket is not None else []
     with home.state.database.read() as connection:  # one moment for all of it
         for record in records:
             told += [f"{record.job_id}: {fault}" for fault in _of_events(connection, record.job_id)]
@@ -179,6 +249,17 @@ def broken_promises(home: Killed) -> list[str]:
 
 def _ids(records: list[JobRecord]) -> set[str]:
     return {record.job_id for record in records}
+
+
+def _of_keys(home: Killed) -> Iterator[str]:
+    """What was asked for again after a broken connection was made once."""
+    with home.state.database.read() as connection:
+        made = connection.execute(sa.select(IDEMPOTENCY.c.key, IDEMPOTENCY.c.object_id)).all()
+        jobs = set(connection.execute(sa.select(JOBS.c.job_id)).scalars())
+    for key in home.keys - {row.key for row in made}:
+        yield f"the key {key} of an accepted job is lost"
+    for job_id in jobs - {row.object_id for row in made} - set(home.accepted):
+        yield f"{job_id} is there and nobody asked for it"
 
 
 def _of_events(connection: sa.Connection, job_id: str) -> Iterator[str]:
@@ -212,9 +293,13 @@ def _of_version(connection: sa.Connection, home: Killed, job_id: str) -> Iterato
     if version.state != expected:
         yield f"it is {record.state} and its model version {version.state}"
     if version.state == VersionState.ACTIVE:
-        folder = home.root / "results" / record.model_version.replace(":", "/")
-        if not (folder / MANIFEST_NAME).is_file():
-            yield f"its model version is ACTIVE and {folder} has no manifest"
+        if home.bucket is not None and record.results_uri.startswith("s3://"):
+            is_there = home.bucket.holds(record.results_uri)
+        else:
+            folder = home.root / "results" / record.model_version.replace(":", "/")
+            is_there = (folder / MANIFEST_NAME).is_file()
+        if not is_there:
+            yield f"its model version is ACTIVE and {record.results_uri} has no manifest"
     elif version.artifact_uri is not None and (record.failure or {}).get("code") != "NOT_USABLE":
         yield f"its model version is {version.state} and shows an artifact"
 
@@ -284,3 +369,30 @@ def _state_of(pid: int) -> str:
         return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0]
     except OSError:
         return ""
+
+
+@contextlib.contextmanager
+def small_file_system(folder: Path, *, megabytes: int) -> Generator[Path | None]:
+    """One of its own, small enough to fill; None where mounting is not permitted."""
+    folder.mkdir()
+    mounting = ["mount", "-t", "tmpfs", "-o", f"size={megabytes}m", "tmpfs", str(folder)]
+    is_mounted = os.geteuid() == 0 and subprocess.run(mounting, capture_output=True, check=False).returncode == 0
+    try:
+        yield folder if is_mounted else None
+    finally:
+        if is_mounted:
+            subprocess.run(["umount", "-l", str(folder)], check=True)
+
+
+def fill(disk: Path) -> Path:
+    """Take every free byte of the file system."""
+    filler = disk / "filler"
+    with filler.open("wb", buffering=0) as handle:
+        for size in (1 << 20, 1 << 12, 1):
+            while True:
+                try:
+                    if handle.write(b"x" * size) == 0:
+                        break
+                except OSError:
+                    break
+    return filler

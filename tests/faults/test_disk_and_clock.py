@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import subprocess
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -12,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from tests.faults.harness import Killed, broken_promises
+from tests.faults.harness import Killed, broken_promises, fill, small_file_system
 from tunesmith.jobs import store as store_module
 from tunesmith.jobs.service import JobService
 from tunesmith.spec.jobs import JobState
@@ -25,31 +24,10 @@ DISK_MEGABYTES = 120  # the plan asks for 67
 
 @pytest.fixture
 def small_disk(tmp_path: Path) -> Iterator[Path]:
-    """A file system of its own, small enough to fill."""
-    folder = tmp_path / "disk"
-    folder.mkdir()
-    mounted = subprocess.run(
-        ["mount", "-t", "tmpfs", "-o", f"size={DISK_MEGABYTES}m", "tmpfs", str(folder)],
-        capture_output=True, text=True, check=False,
-    ) if os.geteuid() == 0 else None  # fmt: skip
-    if mounted is None or mounted.returncode != 0:
-        pytest.skip("mounting a tmpfs is not permitted here: no disk that may be filled")
-    yield folder
-    subprocess.run(["umount", "-l", str(folder)], check=True)
-
-
-def fill(disk: Path) -> Path:
-    """Take every free byte of the file system."""
-    filler = disk / "filler"
-    with filler.open("wb", buffering=0) as handle:
-        for size in (1 << 20, 1 << 12, 1):
-            while True:
-                try:
-                    if handle.write(b"x" * size) == 0:
-                        break
-                except OSError:
-                    break
-    return filler
+    with small_file_system(tmp_path / "disk", megabytes=DISK_MEGABYTES) as folder:
+        if folder is None:
+            pytest.skip("mounting a tmpfs is not permitted here: no disk that may be filled")
+        yield folder
 
 
 def test_a_full_disk_lets_the_job_wait_and_it_goes_on_by_itself_once_there_is_room(small_disk: Path, ask: Ask) -> None:

@@ -70,6 +70,11 @@ step(1)
 if behaviour == "dies once" and start == 1 or behaviour == "dies always":
     log.write(b'{"time": "2026-01-01T00:00:00Z", "kind": "st')  # a torn last line
     os.kill(os.getpid(), signal.SIGKILL)
+if behaviour == "floods its log":
+    for number in range(4000):
+        print(f"line {number} " + "x" * 100, flush=True)
+        if number % 400 == 0:
+            time.sleep(0.1)
 if behaviour == "exits without a word":
     print("Traceback: the last words of the log")
     sys.exit(7)
@@ -81,7 +86,7 @@ if behaviour == "disk full once" and start == 1:
     fail("DISK_FULL", "MachineCannot", False)
 if behaviour in ("waits", "waits and ignores"):
     (folder / "ready").touch()
-    patience = time.monotonic() + 30
+    patience = time.monotonic() + 300
     while time.monotonic() < patience and not (folder / "go").exists():
         time.sleep(0.01)
         if stopping and behaviour == "waits":
@@ -160,7 +165,7 @@ def preparation(*, training: int = 90, validation: int = 10, tokens: int = 9000,
 def resolved_settings() -> TrainingSettings:
     return TrainingSettings(
         sequence_length=120, render="chat", global_batch_size=8, micro_batch_size=4, precision="float32",
-        base_precision="float32", strategy="single",
+        base_precision="float32", strategy="single", path="generic", compile_layers="off", checkpointed_layers=0,
     )  # fmt: skip
 
 

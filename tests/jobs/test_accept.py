@@ -12,6 +12,7 @@ from tunesmith.errors import Conflict, InputRefused, MachineCannot, Unknown, Usa
 from tunesmith.jobs import accept
 from tunesmith.jobs.accept import Submission, check_submission, cloned, submission_notices, submit
 from tunesmith.jobs.home import open_home
+from tunesmith.jobs.results_check import ResultsChecks
 from tunesmith.jobs.settings import read_flat
 from tunesmith.jobs.state import State, open_state
 from tunesmith.spec.catalog import NewLog
@@ -36,7 +37,7 @@ def submission(rows: Path, *, priority: int = 0, **values: Any) -> Submission:
 
 
 def send(state: State, wish: Submission, *, key: str | None = None) -> tuple[JobRecord, bool]:
-    new = check_submission(wish, state=state)
+    new = check_submission(wish, state=state, results_checks=ResultsChecks({}))
     return state.database.write_grouped(lambda connection: submit(connection, wish, new, state=state, key=key))
 
 
@@ -88,6 +89,23 @@ def test_what_can_be_seen_at_a_look_is_refused_before_anything_is_written(state:
             send(state, submission(rows, **wish))
         assert not_built.value.code == "NOT_BUILT" and not_built.value.field in wish
     assert state.jobs.records() == []
+
+
+def test_a_place_that_cannot_take_the_results_is_refused_before_anything_is_written(
+    state: State, rows: Path, tmp_path: Path
+) -> None:
+    out = tmp_path / "out"
+    first, _ = send(state, submission(rows, results=str(out)))
+    for text, code in (
+        (str(out), "RESULTS_TAKEN"), (str(out / "below"), "RESULTS_TAKEN"), (str(rows), "RESULTS_NOT_FOLDER"),
+        (str(tmp_path), "RESULTS_NOT_EMPTY"),
+    ):  # fmt: skip
+        with pytest.raises(InputRefused) as refusal:
+            send(state, submission(rows, results=text))
+        assert (refusal.value.code, refusal.value.field) == (code, "results")
+        assert code != "RESULTS_TAKEN" or first.job_id in refusal.value.message
+    assert [record.job_id for record in state.jobs.records()] == [first.job_id]
+    send(state, submission(rows, results=str(tmp_path / "out2")))  # a name that begins alike is another place
 
 
 def test_faulty_fields_are_named_all_together(rows: Path) -> None:

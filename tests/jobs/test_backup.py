@@ -15,7 +15,7 @@ import pytest
 from tests.catalog import make
 from tunesmith.catalog.numbers import add_version, move_version
 from tunesmith.catalog.versions import find_version
-from tunesmith.errors import TunesmithError
+from tunesmith.errors import InputRefused, TunesmithError
 from tunesmith.jobs.backup import make_backup, reconcile, restore_backup, view_state
 from tunesmith.jobs.home import Home, open_home
 from tunesmith.jobs.state import State, open_state
@@ -94,12 +94,15 @@ def test_a_backup_goes_to_an_empty_home(state: State, tmp_path: Path) -> None:
     assert jobs(other) == [job.job_id]
 
 
+@pytest.mark.slow
 def test_a_backup_is_of_one_moment_while_others_write(state: State, tmp_path: Path) -> None:
     """Each transaction makes a job and its version: a copy holds both or neither."""
     stop = threading.Event()
 
     def write() -> None:
-        while not stop.is_set():
+        for _ in range(900):  # below the quota of unfinished jobs
+            if stop.is_set():
+                return
             submit(state)
 
     writer = threading.Thread(target=write)
@@ -122,6 +125,12 @@ def test_nothing_is_overwritten_and_only_the_owner_reads(state: State, tmp_path:
     assert (tmp_path / "b.zip").stat().st_mode & 0o077 == 0
     assert (tmp_path / "b" / "state.db").stat().st_mode & 0o077 == 0
     assert [path.name for path in tmp_path.glob(".*")] == []
+
+
+def test_the_name_of_another_archive_is_refused(state: State, tmp_path: Path) -> None:
+    with pytest.raises(InputRefused, match="archive") as caught:
+        make_backup(state.home, state.database, tmp_path / "b.tar.gz")
+    assert caught.value.code == "BACKUP_TARGET" and not (tmp_path / "b.tar.gz").exists()
 
 
 @pytest.mark.parametrize("fault", ["flipped", "cut", "no about", "not a zip", "missing", "newer"])

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import pytest
 import sqlalchemy as sa
 
 from tests.jobs.test_wishes import insert
+from tunesmith.catalog.versions import describe_version
+from tunesmith.jobs.detail import progress_of
 from tunesmith.jobs.home import open_home
 from tunesmith.jobs.state import State, open_state
 
@@ -38,8 +41,8 @@ def job(tmp_path_factory: pytest.TempPathFactory) -> tuple[State, str]:
     return state, job_id
 
 
-def work_of(state: State, job_id: str, **query: Any) -> int:
-    """How many hundreds of operations SQLite needs for a page."""
+def work_of(state: State, look: Callable[[], object]) -> int:
+    """How many hundreds of operations SQLite needs for it."""
     ticks = 0
 
     def tick() -> int:
@@ -53,7 +56,7 @@ def work_of(state: State, job_id: str, **query: Any) -> int:
     engine = state.database._engine
     sa.event.listen(engine, "checkout", listen)
     try:
-        state.jobs.events(job_id, **query)
+        look()
     finally:
         sa.event.remove(engine, "checkout", listen)
     return ticks
@@ -76,13 +79,20 @@ def test_a_page_reads_its_own_rows_wherever_it_lies(job: tuple[State, str], quer
     found = state.jobs.events(job_id, **query)
     assert len(found) == 100
     assert [each.number for each in found] == sorted(each.number for each in found)
-    assert work_of(state, job_id, **query) <= MOST_TICKS, "it walks over rows that it does not give"
+    assert work_of(state, lambda: state.jobs.events(job_id, **query)) <= MOST_TICKS, (
+        "it walks over rows that it does not give"
+    )
 
 
+@pytest.mark.slow
 def test_the_measure_sees_a_walk_over_all_events(job: tuple[State, str]) -> None:
     state, job_id = job
-    assert work_of(state, job_id, kinds=["epoch", "attempt"], after=1, limit=1) <= MOST_TICKS, "the index knows of none"
-    assert work_of(state, job_id, after=NUM_EVENTS - 5_000) > MOST_TICKS, "five thousand rows are more than a page"
+
+    def read(**query: Any) -> int:
+        return work_of(state, lambda: state.jobs.events(job_id, **query))
+
+    assert read(kinds=["epoch", "attempt"], after=1, limit=1) <= MOST_TICKS, "the index knows of none"
+    assert read(after=NUM_EVENTS - 5_000) > MOST_TICKS, "five thousand rows are more than a page"
 
 
 def test_pages_join_without_a_gap(job: tuple[State, str]) -> None:
@@ -92,3 +102,19 @@ def test_pages_join_without_a_gap(job: tuple[State, str]) -> None:
         assert [each.number for each in found] == list(range(after + 1, after + len(found) + 1))
         after = found[-1].number
     assert after == NUM_EVENTS
+
+
+def test_a_version_and_a_job_s_progress_are_found_without_a_walk(job: tuple[State, str]) -> None:
+    state, job_id = job
+    name = state.jobs.read(job_id).model_version
+
+    def describe() -> None:
+        with state.database.read() as connection:
+            assert describe_version(connection, name, project="default").metrics.epochs == []
+
+    def progress() -> None:
+        with state.database.read() as connection:
+            assert progress_of(connection, [job_id])[job_id].step == 1
+
+    assert work_of(state, describe) <= MOST_TICKS
+    assert work_of(state, progress) <= MOST_TICKS

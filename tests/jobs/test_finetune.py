@@ -33,4 +33,4 @@ def test_a_file_name_that_is_not_utf8_is_refused_by_name(tmp_path: Path) -> None
 
 def test_a_name_too_long_for_the_system_is_shown_short(tmp_path: Path) -> None:
     error = refusal(str(tmp_path / ("x" * 5000)))
-    assert error.code == "DATASET_NOT_READABLE" and len(error.message) < 400
+    assert error.code == "BAD_LOCATION" and len(error.message) < 400

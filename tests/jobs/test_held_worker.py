@@ -9,17 +9,14 @@ import sys
 import time
 from pathlib import Path
 
+from tests.waiting import until
 from tunesmith.jobs.launcher import exit_code, is_running, process_started_at, release, start_logged
 
-PATIENCE_SECONDS = 20
 TOUCH = [sys.executable, "-c", "import pathlib, sys; pathlib.Path('ran').write_text(repr(sys.stdin.read()))"]
 
 
 def wait_until_gone(pid: int) -> None:
-    end = time.monotonic() + PATIENCE_SECONDS
-    while is_running(pid, started_at=None):
-        assert time.monotonic() < end, f"{pid} runs on"
-        time.sleep(0.01)
+    until(lambda: not is_running(pid, started_at=None), f"process {pid} ends")
 
 
 def test_a_held_worker_runs_once_it_is_released_under_the_pid_that_was_written_down(tmp_path: Path) -> None:

@@ -2,12 +2,12 @@ from __future__ import annotations
 
 import os
 import sys
-import time
 from pathlib import Path
 
 import pytest
 
 from tests.jobs.conftest import model_facts
+from tests.waiting import until
 from tunesmith.errors import InputRefused, MachineCannot, TunesmithError, UsageFault
 from tunesmith.jobs import inspection
 from tunesmith.jobs.home import Home
@@ -89,10 +89,8 @@ def test_an_inspection_left_early_takes_its_worker_with_it(
     home: Home, question: InspectRequest, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     pid_file = tmp_path / "pid"
-    script(monkeypatch, tmp_path, f"open({str(pid_file)!r}, 'w').write(str(os.getpid())); time.sleep(60)")
+    script(monkeypatch, tmp_path, f"open({str(pid_file)!r}, 'w').write(str(os.getpid())); time.sleep(600)")
     with Inspection(question, home=home, environment=os.environ):
-        end = time.monotonic() + 20
-        while not (pid_file.exists() and pid_file.read_text()) and time.monotonic() < end:
-            time.sleep(0.01)
+        until(lambda: pid_file.exists() and pid_file.read_text(), "its worker runs")
     assert process_started_at(int(pid_file.read_text())) is None
     assert list((home.cache / "inspections").iterdir()) == []

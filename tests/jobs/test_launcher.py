@@ -2,11 +2,11 @@ from __future__ import annotations
 
 import os
 import sys
-import time
 from pathlib import Path
 
 import pytest
 
+from tests.waiting import until
 from tunesmith.jobs import launcher
 from tunesmith.jobs.launcher import (
     Standby,
@@ -16,6 +16,7 @@ from tunesmith.jobs.launcher import (
     release,
     start_logged,
     train_command,
+    worker_command,
     worker_environment,
 )
 
@@ -73,10 +74,7 @@ def test_a_module_in_the_jobs_folder_is_not_imported(tmp_path: Path) -> None:
         log=tmp_path / "logs" / "worker.log",
         environment=worker_environment(os.environ, needs_cuda=False, is_idle=True),
     )
-    end = time.monotonic() + 20
-    while is_running(pid, started_at=None) and time.monotonic() < end:
-        time.sleep(0.01)
-    assert exit_code(pid) == 0
+    assert until(lambda: not is_running(pid, started_at=None), "it ends") and exit_code(pid) == 0
     assert (tmp_path / "logs" / "worker.log").read_text().strip() == str(tmp_path)
 
 
@@ -89,16 +87,17 @@ def test_a_worker_that_stands_by_gets_its_job_and_outlives_the_block(
 ) -> None:
     stand_in(monkeypatch, "import json; given = json.loads(input()); open(given['log'], 'w').write(given['job_file'])")
     with Standby(os.environ, folder=tmp_path) as standby:
-        standby.start(needs_cuda=False)
+        standby.start(needs_cuda=False, needs_transformers=False)
         pid = standby.take(tmp_path / "job.json", log=tmp_path / "worker.log")
         assert pid is not None
         release(pid)
         assert standby.take(tmp_path / "other.json", log=tmp_path / "worker.log") is None, "it has one job to give"
-    end = time.monotonic() + 20
-    while is_running(pid, started_at=None) and time.monotonic() < end:
-        time.sleep(0.01)
-    assert exit_code(pid) == 0
+    assert until(lambda: not is_running(pid, started_at=None), "it ends") and exit_code(pid) == 0
     assert (tmp_path / "worker.log").read_text() == str(tmp_path / "job.json")
+
+
+def test_a_worker_that_will_need_transformers_is_told_so() -> None:
+    assert worker_command("tunesmith.train", "-", "transformers")[-3:] == ["tunesmith.train", "-", "transformers"]
 
 
 def test_a_worker_that_stood_by_in_vain_is_gone_after_the_block(
@@ -106,10 +105,8 @@ def test_a_worker_that_stood_by_in_vain_is_gone_after_the_block(
 ) -> None:
     stand_in(monkeypatch, "import os; open('new', 'w').write(str(os.getpid())); os.rename('new', 'pid'); input()")
     with Standby(os.environ, folder=tmp_path) as standby:
-        standby.start(needs_cuda=False)
-        end = time.monotonic() + 20
-        while not (tmp_path / "pid").exists() and time.monotonic() < end:
-            time.sleep(0.01)
+        standby.start(needs_cuda=False, needs_transformers=False)
+        until((tmp_path / "pid").exists, "it stands by")
     assert not is_running(int((tmp_path / "pid").read_text()), started_at=None)
 
 
@@ -118,6 +115,8 @@ def test_a_worker_that_died_while_standing_by_is_not_given_a_job(
 ) -> None:
     stand_in(monkeypatch, "raise SystemExit(1)")
     with Standby(os.environ, folder=tmp_path) as standby:
-        standby.start(needs_cuda=False)
-        time.sleep(0.5)
+        standby.start(needs_cuda=False, needs_transformers=True)
+        process = standby._process
+        assert process is not None
+        process.wait()
         assert standby.take(tmp_path / "job.json", log=tmp_path / "worker.log") is None

@@ -15,6 +15,7 @@ from tunesmith.errors import Conflict, InputRefused, MachineCannot, Unknown
 from tunesmith.jobs.accept import Submission, check_submission
 from tunesmith.jobs.home import open_home
 from tunesmith.jobs.parents import fetch_adapter, find_parent, require_same_base, with_form_of
+from tunesmith.jobs.results_check import ResultsChecks
 from tunesmith.jobs.settings import read_settings
 from tunesmith.jobs.state import State, open_state
 from tunesmith.spec.artifacts import Manifest, ManifestFile
@@ -119,7 +120,9 @@ def test_an_accepted_job_keeps_the_version_that_the_alias_named_then(
     with state.database.write() as connection:
         set_alias(connection, "bot", "prod", number=1, project="default", actor="a")
     request = FinetuneRequest(model="tunesmith/demo", dataset=str(rows), from_version="bot@prod", version_set="bot")
-    new = check_submission(Submission(request=request, settings=TrainingSettings()), state=state)
+    new = check_submission(
+        Submission(request=request, settings=TrainingSettings()), state=state, results_checks=ResultsChecks({})
+    )
     assert (new.parent, new.request.from_version, new.settings.lora_rank) == (version, version, 8)
     with state.database.write() as connection:
         record = state.jobs.insert(connection, new)

@@ -8,7 +8,15 @@ import pytest
 
 from tunesmith.errors import MachineCannot, TunesmithError, Unknown
 from tunesmith.jobs.home import Home, open_home
-from tunesmith.jobs.records import JobFolder, create_job, last_lines, read_job_file, read_plan, read_preparation
+from tunesmith.jobs.records import (
+    JobFolder,
+    create_job,
+    keep_end,
+    last_lines,
+    read_job_file,
+    read_plan,
+    read_preparation,
+)
 from tunesmith.jobs.state import State
 
 
@@ -70,3 +78,18 @@ def test_the_last_lines_of_a_log(tmp_path: Path) -> None:
     assert last_lines(log, lines=3) == []
     log.write_bytes(b"".join(b"line %d\n" % number for number in range(100)) + b"\xff end")
     assert last_lines(log, lines=2) == ["line 99", "\ufffd end"]
+
+
+def test_of_a_log_that_is_too_long_whole_lines_of_the_newer_half_are_kept(tmp_path: Path) -> None:
+    log = tmp_path / "worker.log"
+    assert keep_end(log, maximum_bytes=1000) == 0
+    log.write_text("".join(f"line {number:04}\n" for number in range(100)))
+    assert keep_end(log, maximum_bytes=1000) == 0
+    with log.open("a") as writer:  # goes on writing while it is cut
+        writer.write("one more\n")
+        writer.flush()
+        assert keep_end(log, maximum_bytes=1000) > 0
+        writer.write("and the last\n")
+    lines = log.read_text().splitlines()
+    assert lines[0] == f"[tunesmith: {1009 - 49 * 10 - 9:,} older bytes of this log were dropped]"
+    assert lines[1:] == [*(f"line {number:04}" for number in range(51, 100)), "one more", "and the last"]

@@ -9,7 +9,7 @@ import pytest
 from tests.catalog import make
 from tunesmith.catalog import datasets, logs
 from tunesmith.jobs.home import open_home
-from tunesmith.jobs.retention import DAY, find_waste, remove
+from tunesmith.jobs.retention import DAY, drop_old_logs, find_waste, remove
 from tunesmith.jobs.state import State, open_state
 from tunesmith.jobs.store import NewJob
 from tunesmith.spec.catalog import NewLog
@@ -110,3 +110,7 @@ def test_a_named_log_keeps_its_days_and_its_bytes(state: State) -> None:
     found = waste(state, days=1000)
     assert found == {f"jobs/{aged.name}/logs/worker.log": 5, f"jobs/{oldest.name}/logs/worker.log": half}
     assert f"jobs/{running.name}/logs/worker.log" not in found and f"jobs/{other.name}/logs/worker.log" not in found
+    dropped = drop_old_logs(state.home, state.database, now=NOW)
+    assert {str(Path(each.path).relative_to(state.home.root)) for each in dropped} == set(found)
+    assert waste(state, days=1000) == {} and drop_old_logs(state.home, state.database, now=NOW) == []
+    assert (running / "logs" / "worker.log").is_file() and (other / "logs" / "worker.log").is_file()

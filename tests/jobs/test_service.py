@@ -15,6 +15,7 @@ from typing import Any
 import pytest
 
 from tests.jobs.test_slots import machine
+from tests.waiting import PATIENCE_SECONDS, until
 from tunesmith.jobs import service as service_module
 from tunesmith.jobs.home import open_home
 from tunesmith.jobs.records import JobFolder
@@ -28,7 +29,7 @@ from tunesmith.spec.requests import FinetuneRequest
 from tunesmith.spec.training import TrainingSettings
 from tunesmith.storage.tables import JOBS
 
-PATIENCE_SECONDS = 20
+pytestmark = pytest.mark.slow  # the queue looks every tenth of a second
 GONE = "/1/12.5"  # an owner of this host that is no process: pid 1 started at another time
 
 
@@ -112,10 +113,7 @@ def add(at: State, job_id: str, *, is_foreground: bool = False, project: str = "
 
 
 def wait_for(condition: Callable[[], bool]) -> None:
-    end = time.monotonic() + PATIENCE_SECONDS
-    while not condition():
-        assert time.monotonic() < end, "it never came"
-        time.sleep(0.005)
+    until(condition, "what the queue is to do")
 
 
 def looked_twice(service: JobService, monkeypatch: pytest.MonkeyPatch | None = None) -> None:
@@ -214,7 +212,7 @@ def test_a_started_job_that_nobody_looks_after_is_taken_up(
     [
         pytest.param({"phase": "training", "is_paused": True}, id="paused"),
         pytest.param({"phase": "waiting"}, id="waits for a person"),
-        pytest.param({"phase": "waiting", "retry_at": time.time() + 200}, id="its back-off runs"),
+        pytest.param({"phase": "waiting", "retry_at": lambda: time.time() + 200}, id="its back-off runs"),
         pytest.param({"phase": "training", "lease_until": LATER, "lease_owner": this_process()}, id="held"),
         pytest.param({"phase": "training", "lease_until": LATER, "lease_owner": "elsewhere/1/2.0"}, id="held there"),
         pytest.param({"state": JobState.ACCEPTED, "is_paused": True}, id="paused in the queue"),
@@ -224,7 +222,8 @@ def test_a_started_job_that_nobody_looks_after_is_taken_up(
 def test_a_job_that_is_not_ours_to_take_is_left_alone(
     state: State, supervisor: Supervisor, make: Make, columns: dict[str, Any]
 ) -> None:
-    add(state, "job-1", **{"state": JobState.IN_PROGRESS, **columns})
+    now = {name: value() if callable(value) else value for name, value in columns.items()}
+    add(state, "job-1", **{"state": JobState.IN_PROGRESS, **now})
     looked_twice(make())
     assert supervisor.started == []
 
@@ -233,7 +232,7 @@ def test_a_foreground_job_whose_command_died_before_its_start_is_taken_up_after_
     state: State, supervisor: Supervisor, make: Make
 ) -> None:
     add(state, "job-1", is_foreground=True)
-    looked_twice(make(clock=lambda: time.time() + 50))
+    looked_twice(make(clock=lambda: time.time() + 5))
     assert supervisor.started == []
     make(clock=lambda: time.time() + 70)
     wait_for(lambda: supervisor.started == ["job-1"])

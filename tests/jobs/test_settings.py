@@ -111,9 +111,29 @@ def test_names_and_descriptions_have_limits(field: str, value: str) -> None:
 def test_columns_come_in_one_option_or_several() -> None:
     assert read_columns(["prompt=q,completion=a"]) == {"prompt": "q", "completion": "a"}
     assert read_columns(["prompt=q", "completion=a b"]) == {"prompt": "q", "completion": "a b"}
+    assert read_columns(['prompt=" q ", completion = a']) == {"prompt": " q ", "completion": "a"}
 
 
-@pytest.mark.parametrize("text", ["prompt", "prompt=", "=x", "answer=x", "prompt=a,prompt=b", ","])
+def test_a_column_in_quotes_is_named_as_it_stands() -> None:
+    found = read_columns(['prompt="q, in English" , completion="say ""a"""'])
+    assert found == {"prompt": "q, in English", "completion": 'say "a"'}
+    assert read_columns(['completion=" ,= "', 'prompt=6" pipe']) == {"completion": " ,= ", "prompt": '6" pipe'}
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "prompt",
+        "prompt=",
+        "=x",
+        "answer=x",
+        "prompt=a,prompt=b",
+        ",",
+        'prompt="a',
+        'prompt=""',
+        'prompt="a"b',
+    ],
+)
 def test_faulty_columns_are_refused(text: str) -> None:
     with pytest.raises(UsageFault) as caught:
         read_columns([text])
@@ -126,6 +146,14 @@ def test_a_split_and_an_own_validation_file_exclude_each_other() -> None:
         refuse_contradictions(request, {"validation_fraction": "0.1"})
     assert "--validation-fraction" in caught.value.message and "--validation-dataset" in caught.value.message
     refuse_contradictions(request, {})
+
+
+def test_a_precision_that_the_label_promises_is_not_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("tunesmith.jobs.settings.QUANTISED_PRECISIONS", ("nf4",))
+    request = read_request({"model": "m", "dataset": "d"})
+    refuse_not_built(request, read_settings({"base_precision": "nf4"}))
+    with pytest.raises(MachineCannot):
+        refuse_not_built(request, read_settings({"base_precision": "fp8"}))
 
 
 @pytest.mark.parametrize(

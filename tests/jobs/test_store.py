@@ -154,21 +154,25 @@ def test_one_fault_in_a_group_of_submissions_undoes_its_own_part_alone(state: St
 
 
 @pytest.mark.slow
-def test_a_submission_that_was_answered_survives_a_kill(home: Home, tmp_path: Path) -> None:
+@pytest.mark.parametrize("way", ["write_grouped", "write_soon"])
+def test_a_submission_that_was_answered_survives_a_kill(home: Home, way: str) -> None:
     script = """
-import os, signal, sys
+import asyncio, inspect, os, signal, sys
 from pathlib import Path
 from tunesmith.jobs.home import Home
 from tunesmith.jobs.state import open_state
 from tests.jobs.test_store import new_job
 state = open_state(Home(root=Path(sys.argv[1])))
+write = getattr(state.database, sys.argv[2])
 for _ in range(20):
-    record = state.database.write_grouped(lambda connection: state.jobs.insert(connection, new_job(state)))
+    record = write(lambda connection: state.jobs.insert(connection, new_job(state)))
+    if inspect.iscoroutine(record):
+        record = asyncio.run(record)
     os.write(1, (record.job_id + "\\n").encode())
 os.kill(os.getpid(), signal.SIGKILL)
 """
     done = subprocess.run(
-        [sys.executable, "-c", script, str(home.root)], capture_output=True, text=True, check=False,
+        [sys.executable, "-c", script, str(home.root), way], capture_output=True, text=True, check=False,
         cwd=Path(__file__).parents[2],
     )  # fmt: skip
     answered = done.stdout.split()
@@ -486,3 +490,9 @@ def test_a_full_disk_is_an_os_error_and_nothing_is_half_written(state: State, mo
     assert caught.value.errno == 28
     record = state.jobs.read(job_id)
     assert record.num_events == len(state.jobs.events(job_id)) == 1
+
+
+def test_an_unknown_job_is_named_in_short(state: State) -> None:
+    with pytest.raises(Unknown) as caught:
+        state.jobs.read("job-" + "x" * 5000)
+    assert caught.value.code == "UNKNOWN_JOB" and len(caught.value.message) < 120

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import json
 import subprocess
 import sys
 import time
@@ -14,7 +15,7 @@ from tunesmith.errors import Conflict, Unknown
 from tunesmith.jobs.home import open_home
 from tunesmith.jobs.launcher import process_started_at
 from tunesmith.jobs.state import State, open_state
-from tunesmith.jobs.store import NewJob, this_process
+from tunesmith.jobs.store import LeaseLost, NewJob, this_process
 from tunesmith.jobs.wishes import cancel, pause, resume
 from tunesmith.spec.jobs import FINAL_STATES, JobRecord, JobState
 from tunesmith.spec.requests import FinetuneRequest
@@ -67,6 +68,14 @@ def test_a_waiting_job_that_nobody_looks_after_is_cancelled_at_once(state: State
     assert states_of(state, job_id) == ["ACCEPTED", "IN_PROGRESS", "CANCELING", "CANCELED"]
 
 
+def test_why_a_job_waited_is_not_why_it_was_cancelled(state: State) -> None:
+    failure = {"code": "INTERRUPTED", "message": "The job was stopped.", "field": None, "hint": "Resume it."}
+    job_id = waiting(state, failure=json.dumps(failure), failure_family="TunesmithError")
+    assert state.jobs.read(job_id).failure == failure
+    record = cancel(state.jobs, job_id)
+    assert (record.failure, record.failure_family, record.waiting_reason) == (None, None, None)
+
+
 def test_a_job_that_somebody_looks_after_is_only_asked_to_stop(state: State) -> None:
     job_id = insert(state)
     lease, _ = state.jobs.acquire(job_id, owner=this_process())
@@ -83,6 +92,17 @@ def test_a_lapsed_lease_does_not_hide_a_worker_that_lives(state: State) -> None:
         assert cancel(state.jobs, job_id).state is JobState.CANCELING, "its worker must be ended first"
     finally:
         child.communicate()
+
+
+def test_a_cancel_at_once_takes_the_lease_that_a_jump_of_the_clock_made_seem_lapsed(state: State) -> None:
+    job_id = insert(state)
+    lease, _ = state.jobs.acquire(job_id, owner=this_process())
+    state.jobs.move(job_id, JobState.IN_PROGRESS, lease=lease, phase="preparing")
+    with state.database.write() as connection:
+        connection.execute(JOBS.update().values(lease_until=time.time() - 7000))
+    assert cancel(state.jobs, job_id).state is JobState.CANCELED
+    with pytest.raises(LeaseLost):  # so the worker that it was about to let go is ended
+        state.jobs.update(lease, worker_pid=1)
 
 
 @pytest.mark.parametrize("final", sorted(FINAL_STATES))

@@ -16,11 +16,15 @@ from transformers import AutoModelForCausalLM
 
 from tests.models.conftest import EVERY_ARCHITECTURE
 from tunesmith.errors import InputRefused, MachineCannot
-from tunesmith.models.adapter_file import CONFIG_NAME, WEIGHTS_NAME, load_adapter, save_adapter
+from tunesmith.models.adapter_file import load_adapter, save_adapter
+from tunesmith.models.adapter_form import CONFIG_NAME, WEIGHTS_NAME
 from tunesmith.models.lora import adapter_parameters, inject, lora_modules
 from tunesmith.spec.training import TrainingSettings
 
-pytestmark = pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing` is deprecated:FutureWarning")
+pytestmark = [
+    pytest.mark.slow,  # models of every architecture, once ours and once transformers' own
+    pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing` is deprecated:FutureWarning"),
+]
 WITH_RSLORA = [
     *(pytest.param(*each.values, "lora", marks=each.marks) for each in EVERY_ARCHITECTURE),
     ("llama", "rslora"),

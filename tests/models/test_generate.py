@@ -17,7 +17,10 @@ from tunesmith.models.generate import greedy
 from tunesmith.models.lora import disabled, inject, lora_modules
 from tunesmith.spec.training import TrainingSettings
 
-pytestmark = pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing` is deprecated:FutureWarning")
+pytestmark = [
+    pytest.mark.slow,  # models of every architecture, once ours and once transformers' own
+    pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing` is deprecated:FutureWarning"),
+]
 SETTINGS = TrainingSettings.model_validate({"lora_rank": 4, "lora_alpha": 8.0})
 PROMPTS = [[7, 3, 9], [1], list(range(30, 50)), [200, 100], [5] * 11]
 

@@ -124,9 +124,14 @@ def test_masks_of_modules_with_the_same_input_are_independent() -> None:
     model = TwoLayers()
     model.second = nn.Linear(12, 8).requires_grad_(False)
     inject(model, settings=settings(lora_dropout=0.5))
-    x = torch.ones(200, 12)
     set_dropout_position(model, seed=0, step=1, offset=0)
-    first, second = (module._keep_mask(x) for module in lora_modules(model))
+    rows = row_keys(seed=0, step=1, offset=0, count=200, device=CPU)
+    columns = [module.column_keys_1C for module in lora_modules(model)]
+    first, second = (
+        keep_mask(rows, keys, num_features=12, probability=0.5, dtype=torch.float32)
+        for keys in columns
+        if keys is not None
+    )
     assert abs(float((first == second).float().mean()) - 0.5) < 0.05
 
 

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -8,10 +9,12 @@ import pytest
 from tests.jobs.conftest import model_facts, preparation
 from tunesmith.errors import MachineCannot
 from tunesmith.plan.machine import Gpu, Machine
-from tunesmith.plan.memory import adapter_parameters, artifact_bytes, disk_bytes
+from tunesmith.plan.memory import adapter_parameters, artifact_bytes, disk_bytes, memory_parts
 from tunesmith.plan.resolve import MINIMUM_STEPS, resolve
-from tunesmith.plan.speed import CPU_SUSTAINED_SHARE, Speed, machine_speed
+from tunesmith.plan.speed import CPU_SUSTAINED_SHARE, GPU_SUSTAINED_SHARES, Speed, machine_speed
+from tunesmith.spec import paths
 from tunesmith.spec.datasets import Preparation
+from tunesmith.spec.models import LinearModule
 from tunesmith.spec.plan import Plan
 from tunesmith.spec.training import RESOLVED_BY_PLAN, TrainingSettings
 
@@ -31,6 +34,7 @@ def plan(
     *,
     rows: Preparation | None = None,
     on: Machine | None = None,
+    speed: Speed = SPEED,
     **facts: object,
 ) -> Plan:
     return resolve(
@@ -38,7 +42,7 @@ def plan(
         facts=model_facts(**facts),  # type: ignore[arg-type]
         preparation=rows or preparation(),
         machine=on or machine(),
-        speed=SPEED,
+        speed=speed,
     )
 
 
@@ -156,7 +160,13 @@ def test_the_speed_of_a_cpu_is_measured_once_and_that_of_a_gpu_assumed_and_both_
     [kept] = (tmp_path / "speed").iterdir()
     kept.write_text("2e9\n")
     assert machine_speed(machine(), cache=tmp_path).operations_per_second == 2e9 * 2 * CPU_SUSTAINED_SHARE
-    assert "assumed" in machine_speed(machine(gpu_free=100 << 30), cache=tmp_path).reason
+    assumed = machine_speed(machine(gpu_free=100 << 30), cache=tmp_path)
+    fast, compiled, plain = (
+        assumed.of(path=path, is_compiled=is_compiled)
+        for path, is_compiled in (("fast", False), ("generic", True), ("generic", False))
+    )
+    assert fast[0] > compiled[0] > plain[0] and "assumed" in plain[1]
+    assert measured.of(path="generic", is_compiled=False) == (measured.operations_per_second, measured.reason)
 
 
 def test_the_time_counts_as_many_sampled_rows_as_the_trainer_scores() -> None:
@@ -176,3 +186,107 @@ def test_results_need_room_for_the_adapter_and_the_tokenizer_not_for_checkpoints
     assert needed < disk_bytes(facts, settings) / 2
     assert artifact_bytes(facts, TrainingSettings(lora_rank=16)) > needed
     assert artifact_bytes(facts.model_copy(update={"tokenizer_size": 1_000_000}), settings) > needed + 100_000_000
+
+
+def on_gpu(**changes: object) -> Machine:
+    made = machine(gpu_free=100 << 30)
+    gpu = replace(made.gpus[0], **{"capability": 9.0, **changes})  # type: ignore[arg-type]
+    return replace(made, gpus=(gpu,))
+
+
+def test_a_gpu_too_old_for_bf16_computes_in_float32_and_bf16_is_refused() -> None:
+    old = on_gpu(capability=7.5)
+    made = plan(on=old)
+    assert made.settings.precision == "float32" and "7.5" in made.reasons["precision"]
+    with pytest.raises(MachineCannot) as caught:
+        plan(TrainingSettings(precision="bf16"), on=old)
+    assert caught.value.code == "GPU_TOO_OLD" and "float32" in str(caught.value.hint)
+
+
+GENERIC = TrainingSettings(path="generic")
+
+
+def test_layers_are_compiled_where_that_gains_more_than_it_takes() -> None:
+    speed = Speed(operations_per_second=1e15, reason="test", shares=GPU_SUSTAINED_SHARES)
+    short, long = (
+        plan(GENERIC, rows=preparation(tokens=count), on=on_gpu(), speed=speed, parameters=10**9)
+        for count in (10**3, 10**9)
+    )
+    assert (short.settings.compile_layers, long.settings.compile_layers) == ("off", "on")
+    assert "save" in short.reasons["compile_layers"] and "saves" in long.reasons["compile_layers"]
+    assert plan().settings.compile_layers == "off"
+    without = replace(on_gpu(), has_triton=False)
+    made = plan(rows=preparation(tokens=10**9), on=without, parameters=10**9)
+    assert made.settings.compile_layers == "off" and "TRITON_MISSING" in {notice.code for notice in made.notices}
+    for where in (machine(), without):
+        with pytest.raises(MachineCannot) as caught:
+            plan(TrainingSettings(compile_layers="on"), on=where)
+        assert caught.value.code == "COMPILE_NOT_HERE"
+
+
+def test_layers_are_computed_twice_as_few_as_fit_and_after_the_rows_of_a_pass_are_one() -> None:
+    rows = preparation(training=1000, tokens=8_000_000, longest=8192)
+    roomy = plan(rows=rows, on=on_gpu(), num_layers=4)
+    assert roomy.settings.checkpointed_layers == 0
+    needed = roomy.peak_memory_bytes
+    tight = plan(rows=rows, on=on_gpu(free_bytes=int(needed / 0.9) - (1 << 20)), num_layers=4)
+    layers = tight.settings.checkpointed_layers
+    assert isinstance(layers, int) and 0 < layers < 4 and tight.settings.micro_batch_size == 1
+    assert "longer" in tight.reasons["checkpointed_layers"] and tight.seconds > roomy.seconds
+    assert tight.peak_memory_bytes < needed
+    asked = plan(TrainingSettings(checkpointed_layers=3), rows=rows, on=on_gpu(), num_layers=4)
+    assert asked.peak_memory_bytes < needed and "checkpointed_layers" not in asked.reasons
+
+
+def test_a_forward_pass_on_a_gpu_has_about_eight_thousand_tokens() -> None:
+    made = plan(rows=preparation(training=100_000, tokens=20_000_000, longest=1000), on=on_gpu())
+    assert made.settings.micro_batch_size == 9
+
+
+def test_the_path_is_told_with_its_reason_and_one_that_cannot_be_is_refused() -> None:
+    made = plan()
+    assert made.settings.path == "generic" and "GPU" in made.reasons["path"]
+    with pytest.raises(MachineCannot) as caught:
+        plan(TrainingSettings(path="fast"))
+    assert caught.value.code == "PATH_NOT_POSSIBLE" and caught.value.field == "path"
+    assert "path" not in plan(TrainingSettings(path="generic")).reasons
+
+
+def test_the_fast_path_takes_what_it_claims_and_names_what_it_does_not() -> None:
+    facts = model_facts(model_type="llama")
+    bf16 = TrainingSettings(precision="bf16")
+    assert paths.why_not_fast(facts, bf16, device="cuda") is None
+    for changed, settings, options, word in (
+        ({"model_type": "gemma2"}, bf16, {}, "gemma2"),
+        ({"rope_kind": "dynamic"}, bf16, {}, "dynamic"),
+        ({"activation": "gelu"}, bf16, {}, "gelu"),
+        ({}, TrainingSettings(precision="float32"), {}, "float32"),
+        ({}, bf16, {"has_triton": False}, "Triton"),
+        ({"head_dim": 80}, bf16, {}, "heads"),
+        ({"intermediate_size": 1000}, bf16, {}, "multiples"),
+        ({}, TrainingSettings(precision="bf16", lora_rank=256), {}, "ranks up to 128"),
+    ):
+        reason = paths.why_not_fast(facts.model_copy(update=changed), settings, device="cuda", **options)
+        assert reason is not None and word in reason
+
+
+def test_memory_of_an_8b_on_the_fast_path_is_what_was_measured() -> None:
+    """40.5 GiB at rows of 8,192 tokens on one H200, without the CUDA context (docs/performance.md)."""
+    sizes = {"hidden_size": 4096, "intermediate_size": 14336, "num_layers": 32, "num_attention_heads": 32,
+             "num_key_value_heads": 8, "head_dim": 128, "vocabulary_size": 128256,
+             "parameters": 8_030_261_248}  # fmt: skip
+    shapes = {"q_proj": (4096, 4096), "k_proj": (4096, 1024), "v_proj": (4096, 1024), "o_proj": (4096, 4096),
+              "gate_proj": (4096, 14336), "up_proj": (4096, 14336), "down_proj": (14336, 4096)}  # fmt: skip
+    linear = [
+        LinearModule(name=f"model.layers.{layer}.{name}", in_features=size[0], out_features=size[1])
+        for layer in range(32)
+        for name, size in shapes.items()
+    ]
+    settings = TrainingSettings(
+        path="fast", precision="bf16", sequence_length=8192, micro_batch_size=1, global_batch_size=80
+    )
+    parts = memory_parts(model_facts(**sizes, linear_modules=linear), settings, device="cuda")
+    allocated = sum(part.bytes for part in parts if part.name != "workspace")
+    assert allocated / 2**30 == pytest.approx(40.5, rel=0.05)
+    kept = next(part for part in parts if part.name == "activations")
+    assert kept.bytes / 8192 == pytest.approx(3.0e6, rel=0.03)

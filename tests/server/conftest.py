@@ -5,10 +5,12 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import pytest
+from fastapi import FastAPI
 from starlette.testclient import TestClient
 from starlette.types import ASGIApp
 
@@ -18,6 +20,8 @@ from tunesmith.jobs.state import State, open_state
 from tunesmith.jobs.store import NewJob
 from tunesmith.server.app import create_app
 from tunesmith.server.auth import ensure_home_token
+from tunesmith.server.console import Console
+from tunesmith.server.guard import Guard
 from tunesmith.server.service import Service, make_service
 from tunesmith.spec.jobs import JobRecord
 from tunesmith.spec.requests import FinetuneRequest
@@ -47,9 +51,21 @@ def service(state: State) -> Service:
     return make_service(state, {}, queue=None)
 
 
+@cache
+def _application(*, with_console: bool) -> Guard:
+    return cast(Guard, create_app(cast(Service, None), console=Console() if with_console else None))
+
+
+def app_over(service: Service, *, with_console: bool = False) -> ASGIApp:
+    """The application over this service: one at a time, for its routes, made once a process, take long to make."""
+    guard = _application(with_console=with_console)
+    cast(FastAPI, guard._app).state.service = service
+    return guard
+
+
 @pytest.fixture
 def app(service: Service) -> ASGIApp:
-    return create_app(service)
+    return app_over(service)
 
 
 @pytest.fixture

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import replace
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -12,6 +14,7 @@ from tests.server.conftest import URL, form_of
 from tunesmith.errors import TunesmithError
 from tunesmith.jobs.home import open_home
 from tunesmith.jobs.state import open_state
+from tunesmith.plan.machine import Gpu
 from tunesmith.server.app import all_routes, create_app
 from tunesmith.server.auth import PUBLIC, ensure_home_token
 from tunesmith.server.routes import Route
@@ -189,6 +192,40 @@ def test_system_tells_disk_and_devices(client: TestClient) -> None:
     assert told["disk_free_bytes"] > 0
     assert told["devices"][0]["free_bytes"] > 0
     assert told["jobs"] == {"ACCEPTED": 0, "IN_PROGRESS": 0, "CANCELING": 0}
+    assert told["state_folder"].endswith("/home") and told["disk_warning_bytes"] == 10**9
+    assert told["database_bytes"] > 0 and told["started_at"] and told["answering"] == []
+    machine = told["machine"]
+    assert machine["cores"] >= 1 and 0 < machine["free_memory_bytes"] <= machine["total_memory_bytes"]
+
+
+def test_the_shape_of_this_machine_tells_its_devices_and_their_jobs(client: TestClient, service: Service) -> None:
+    [shape] = client.get("/api/shapes").json()["shapes"]
+    assert (shape["name"], shape["is_discovered"], shape["maximum_replicas"]) == ("local", True, 1)
+    assert shape["accelerator"] is None and shape["devices"][0]["model"] == shape["processor"]
+    gpu = Gpu(index=1, name="H100", total_bytes=80 << 30, free_bytes=70 << 30, driver="570")
+    machine = replace(service.devices.machine(), gpus=(gpu,), has_cuda_torch=True)
+    service.devices._machine, service.devices._read_at = machine, float("inf")
+    [shape] = client.get("/api/shapes").json()["shapes"]
+    assert shape["accelerator"] == "H100" and shape["processor"] == machine.processor
+    assert shape["devices"] == [
+        {"name": "GPU 1", "model": "H100", "total_bytes": 80 << 30, "free_bytes": 70 << 30, "jobs": []}
+    ]
+
+
+def test_the_system_says_what_somebody_should_see_to(client: TestClient, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("shutil.disk_usage", lambda _: SimpleNamespace(free=5_000_000, total=10**10))
+    codes = [notice["code"] for notice in client.get("/api/system").json()["notices"]]
+    assert "DISK_FULL" in codes
+
+
+def test_permissions_are_those_of_the_routes(client: TestClient) -> None:
+    found = {each["permission"]: each for each in client.get("/api/permissions").json()["permissions"]}
+    assert found["public"]["who"] == ["anybody"]
+    assert found["version.delete"] == {
+        "permission": "version.delete", "who": ["admin", "user"],
+        "routes": [{"method": "DELETE", "path": "/api/versions/{version}", "summary": "Delete a model version"}],
+    }  # fmt: skip
+    assert {route.permission for route in all_routes()} == set(found)
 
 
 # ---- the description
@@ -239,3 +276,20 @@ def test_the_description_leaves_no_reference_open(document: Any) -> None:
 def test_operation_ids_are_unique(document: Any) -> None:
     ids = [told["operationId"] for path in document["paths"].values() for told in path.values()]
     assert len(ids) == len(set(ids))
+
+
+@pytest.mark.parametrize(
+    ("method", "path", "body"),
+    [
+        ("POST", "/api/locations", {"name": "Bad name", "uri": "file:///tmp"}),
+        ("POST", "/api/logs", {"name": "Bad name"}),
+        ("POST", "/api/networks", {"name": "Bad name", "cidr": "10.0.0.0/24"}),
+        ("POST", "/api/models", {"name": "bad name", "path": "/tmp"}),
+        ("GET", "/api/versions?set=bad+name", None),
+    ],
+)
+def test_a_refused_name_is_told_with_one_that_would_do(client: TestClient, method: str, path: str, body: Any) -> None:
+    answer = client.request(method, path, json=body)
+    assert answer.status_code == 422
+    error = answer.json()["error"]
+    assert error["code"] == "INVALID_FIELD" and "'bad-name' would do" in error["message"]

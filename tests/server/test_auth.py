@@ -6,12 +6,13 @@ import pytest
 import sqlalchemy as sa
 from starlette.testclient import TestClient
 
-from tests.server.conftest import form_of
+from tests.server.conftest import UPLOAD, form_of
 from tunesmith.catalog.clock import now
 from tunesmith.catalog.tokens import hash_of
 from tunesmith.errors import NotPermitted
 from tunesmith.jobs.state import State
-from tunesmith.server.auth import PUBLIC, Principal, ensure_home_token, require
+from tunesmith.server.auth import PUBLIC, USER_MAY, Principal, ensure_home_token, require
+from tunesmith.server.pages import page_routes
 from tunesmith.storage.tables import TOKENS
 
 
@@ -109,6 +110,44 @@ def test_only_the_local_administrator_names_paths(state: State, client: TestClie
     assert (answer.status_code, form_of(answer.json())["code"]) == (422, "DATASET_NOT_FOUND")
     answer = client.post("/api/jobs", json={**asked, "dataset": "rows.jsonl"})
     assert (answer.status_code, form_of(answer.json())["code"]) == (422, "PATH_NOT_ABSOLUTE")
+
+
+ADMINISTERING = {
+    "audit.read", "location.add", "location.change", "location.check", "location.remove", "log.add", "log.change",
+    "log.remove", "network.add", "network.change", "network.remove", "quota.change", "quota.read", "token.create",
+    "token.read", "token.revoke",
+}  # fmt: skip
+
+
+def test_every_permission_is_decided_for_users(client: TestClient) -> None:
+    told = {each["permission"]: set(each["who"]) for each in client.get("/api/permissions").json()["permissions"]}
+    assert told.pop(PUBLIC) == {"anybody"}
+    assert {name for name, who in told.items() if who == {"admin"}} == ADMINISTERING
+    assert {name for name, who in told.items() if who == {"admin", "user"}} == USER_MAY - {"session.end"}
+    assert len(told) == len(ADMINISTERING) + len(USER_MAY) - 1
+    assert {route.permission for route in page_routes()} <= ADMINISTERING | USER_MAY | {PUBLIC}, "and every page's"
+
+
+def test_a_user_fine_tunes_and_administers_nothing(client: TestClient) -> None:
+    made = client.post("/api/tokens", json={"name": "ada"}).json()
+    assert made["role"] == "user"
+    ada = {"Authorization": f"Bearer {made['token']}"}
+    row = b'{"prompt": "a", "completion": "b"}\n{"prompt": "c", "completion": "d"}\n'
+    uploaded = client.post("/api/datasets?name=rows.jsonl", content=row, headers=ada | UPLOAD)
+    assert uploaded.status_code in (200, 201), uploaded.text
+    asked = {"model": "tunesmith/demo", "dataset": uploaded.json()["dataset_id"], "epochs": 1}
+    job = client.post("/api/jobs", json=asked, headers=ada)
+    assert job.is_success, job.text
+    assert client.post(f"/api/jobs/{job.json()['job_id']}/cancel", headers=ada).is_success
+    for method, path, body in (
+        ("GET", "/api/audit", None), ("GET", "/api/tokens", None), ("GET", "/api/quotas", None),
+        ("POST", "/api/tokens", {"name": "eve", "role": "admin"}), ("DELETE", "/api/tokens/home", None),
+        ("POST", "/api/locations", {"name": "mine", "uri": "file:///tmp"}),
+    ):  # fmt: skip
+        refused = client.request(method, path, json=body, headers=ada)
+        assert (refused.status_code, form_of(refused.json())["code"]) == (403, "NOT_PERMITTED"), path
+    boss = client.post("/api/tokens", json={"name": "eve", "role": "admin"}).json()
+    assert client.get("/api/audit", headers={"Authorization": f"Bearer {boss['token']}"}).status_code == 200
 
 
 def test_a_role_without_the_right_is_not_permitted() -> None:

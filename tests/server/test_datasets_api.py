@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -76,6 +77,23 @@ def test_an_upload_over_the_limit_is_refused(client: TestClient, state: State, m
         == 413
     )
     assert left_behind(state) == []
+
+
+def test_an_upload_over_the_quota_is_refused_before_and_while_it_comes(client: TestClient, state: State) -> None:
+    assert client.patch("/api/quotas/local", json={"uploaded_bytes": len(ROWS) - 1}).status_code == 200
+    for content in (ROWS, iter([ROWS])):  # told by its length, and without one
+        answer = upload(client, content)
+        form = form_of(answer.json())
+        assert (answer.status_code, form["code"], form["field"]) == (409, "QUOTA_EXCEEDED", "uploaded_bytes")
+        assert left_behind(state) == []
+    assert client.delete("/api/quotas/local").status_code == 204
+    made = upload(client).json()["dataset_id"]
+    used = client.get("/api/quotas/local").json()["used"]
+    assert (used["datasets"], used["uploaded_bytes"]) == (1, len(ROWS))
+    assert client.delete(f"/api/datasets/{made}").status_code == 204
+    assert client.get("/api/quotas/local").json()["used"]["uploaded_bytes"] == 0
+    assert client.patch("/api/quotas/*", json={"datasets": 0}).json()["own"] == ["datasets"]
+    assert form_of(upload(client).json())["field"] == "datasets"
 
 
 def test_the_kind_goes_by_the_ending_and_the_name_stays_the_servers(client: TestClient, state: State) -> None:
@@ -176,3 +194,48 @@ def test_a_submission_of_faulty_rows_in_a_location_is_refused(client: TestClient
     assert answer.status_code == 422
     assert "line 21" in form_of(answer.json())["message"]
     assert client.get("/api/jobs").json()["jobs"] == []
+
+
+@pytest.mark.parametrize("lines", ["0", "1,", "a", "-3", "1;2", "9" * 10, ",".join(["1"] * 21)])
+def test_lines_of_a_preview_are_numbers_with_commas(client: TestClient, lines: str) -> None:
+    dataset_id = upload(client).json()["dataset_id"]
+    query = {"model": "tunesmith/demo", "lines": lines}
+    refused = client.get(f"/api/datasets/{dataset_id}/preview", params=query)
+    assert refused.status_code == 422 and form_of(refused.json())["field"] == "lines"
+
+
+def test_rows_page_by_line_with_what_the_check_found(client: TestClient) -> None:
+    rows = [b'{"prompt": "", "completion": "one"}', b"", b'{"prompt": "<b>two</b>", "completion": "2"}']
+    rows.append(b'{"prompt": "three", "completion": "%s"}' % (b"3" * 5000))
+    dataset_id = client.post("/api/datasets?name=x", content=b"\n".join(rows), headers=UPLOAD).json()["dataset_id"]
+    page = client.get(f"/api/datasets/{dataset_id}/rows?limit=2").json()
+    assert [row["line"] for row in page["rows"]] == [1, 3]
+    assert [warning["code"] for warning in page["rows"][0]["warnings"]] == ["EMPTY_PROMPT"]
+    assert page["rows"][1]["texts"][0] == {"role": "prompt", "text": "<b>two</b>", "characters": 10}
+    last = client.get(f"/api/datasets/{dataset_id}/rows", params={"after": page["next"]}).json()
+    assert last["next"] is None
+    completion = last["rows"][0]["texts"][1]
+    assert (len(completion["text"]), completion["characters"]) == (4000, 5000)
+    assert client.get("/api/datasets/ds-0123456789abcdef/rows").status_code == 404
+
+
+def test_turns_of_a_conversation_are_told_by_role(client: TestClient) -> None:
+    turns = [{"role": "system", "content": "Be kind."}, *_many_turns(60)]
+    body = json.dumps({"messages": turns}).encode()
+    dataset_id = client.post("/api/datasets?name=x", content=body, headers=UPLOAD).json()["dataset_id"]
+    [row] = client.get(f"/api/datasets/{dataset_id}/rows").json()["rows"]
+    assert [each["role"] for each in row["texts"][:3]] == ["system", "user", "assistant"]
+    assert row["texts"][-1]["text"] == "11 more turns"
+
+
+def _many_turns(number: int) -> list[dict[str, str]]:
+    return [{"role": "user" if place % 2 == 0 else "assistant", "content": str(place)} for place in range(number)]
+
+
+def test_the_uses_of_a_dataset_are_its_versions_and_siblings(client: TestClient) -> None:
+    first, second = (
+        client.post("/api/datasets?name=same", content=ROWS, headers=UPLOAD).json()["dataset_id"] for _ in range(2)
+    )
+    uses = client.get(f"/api/datasets/{first}/uses").json()
+    assert uses["versions"] == [] and [each["dataset_id"] for each in uses["siblings"]] == [second]
+    assert client.get("/api/datasets/ds-0123456789abcdef/uses").status_code == 404

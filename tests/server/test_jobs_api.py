@@ -134,6 +134,36 @@ def test_wishes_change_the_job_and_stand_in_the_audit(client: TestClient, state:
     assert actions[:3] == ["job.cancel", "job.resume", "job.pause"]
 
 
+def test_a_job_is_deleted_once_it_has_ended(client: TestClient, state: State) -> None:
+    job_id = add_job(state).job_id
+    for answer in (client.get(f"/api/jobs/{job_id}/deletion"), client.delete(f"/api/jobs/{job_id}")):
+        assert (answer.status_code, form_of(answer.json())["code"]) == (409, "JOB_NOT_FINISHED")
+    client.post(f"/api/jobs/{job_id}/cancel")
+    folder = state.home.jobs / job_id / "checkpoints"
+    folder.mkdir(parents=True)
+    (folder / "weights").write_bytes(b"w" * 1000)
+    told = client.get(f"/api/jobs/{job_id}/deletion").json()
+    assert told["bytes"] == 1000 and told["model_version"] == "demo-rows:1" and told["goes"] and told["stays"]
+    assert folder.is_dir(), "telling deletes nothing"
+    assert client.delete(f"/api/jobs/{job_id}").status_code == 204
+    assert not folder.exists() and client.get("/api/jobs").json()["jobs"] == []
+    for answer in (client.delete(f"/api/jobs/{job_id}"), client.get(f"/api/jobs/{job_id}/detail")):
+        assert answer.status_code == 404
+    assert client.get("/api/versions/demo-rows:1").json()["version"]["is_job_deleted"] is True
+    entry, *_ = client.get(f"/api/audit?object={job_id}").json()["audit"]
+    assert entry["action"] == "job.delete"
+
+
+def test_the_detail_of_a_job_holds_what_was_asked_and_said(client: TestClient, state: State) -> None:
+    job_id = add_job(state, name="mine").job_id
+    state.jobs.move(job_id, JobState.IN_PROGRESS, lease=None)
+    steps(state, job_id, 7)
+    detail = client.get(f"/api/jobs/{job_id}/detail").json()
+    assert detail["record"] == client.get(f"/api/jobs/{job_id}").json() and detail["record"]["progress"]["step"] == 7
+    assert (detail["request"]["name"], detail["settings"]["epochs"], detail["state"]) == ("mine", 3, "IN_PROGRESS")
+    assert detail["notices"] == detail["samples"] == [] and detail["folder"].endswith(job_id)
+
+
 def test_a_clone_is_a_new_job_with_the_changes(client: TestClient, state: State, dataset_id: str) -> None:
     body = {"model": "tunesmith/demo", "dataset": dataset_id, "epochs": 2}
     job_id = client.post("/api/jobs", json=body).json()["job_id"]
@@ -167,6 +197,16 @@ def test_events_page_by_number_and_kind(client: TestClient, state: State) -> Non
         assert client.get(f"/api/jobs/{job_id}/events?{query}").status_code == 422
 
 
+def test_the_curves_of_a_job_are_thinned(client: TestClient, state: State) -> None:
+    job_id = add_job(state).job_id
+    assert client.get(f"/api/jobs/{job_id}/curves").json()["step"] == []
+    steps(state, job_id, 100)
+    found = client.get(f"/api/jobs/{job_id}/curves?points=10&first=5").json()
+    assert (found["step"][0], found["step"][-1], found["steps_in_range"]) == (5, 100, 96) and len(found["step"]) <= 10
+    assert client.get(f"/api/jobs/{job_id}/curves?points=1").status_code == 422
+    assert client.get("/api/jobs/job-000000000000/curves").status_code == 404
+
+
 def test_the_log_is_cut_searched_and_downloaded(client: TestClient, state: State) -> None:
     job_id = add_job(state).job_id
     assert client.get(f"/api/jobs/{job_id}/log").json()["lines"] == []
@@ -181,12 +221,34 @@ def test_the_log_is_cut_searched_and_downloaded(client: TestClient, state: State
     assert answer.headers["Content-Disposition"].startswith("attachment;")
 
 
+def test_a_named_log_is_searched_and_downloaded_over_all_its_jobs(client: TestClient, state: State) -> None:
+    assert client.post("/api/logs", json={"name": "team"}).status_code == 201
+    made = [add_job(state, log="team").job_id, add_job(state, log="team").job_id]
+    stranger, gone = add_job(state).job_id, add_job(state, log="team").job_id
+    for job_id in (*made, stranger):
+        log = state.home.jobs / job_id / "logs" / "worker.log"
+        log.parent.mkdir(parents=True)
+        log.write_bytes(b"".join(b"line %d of %s\n" % (number, job_id.encode()) for number in range(3))[:-1])
+    told = client.get("/api/logs/team/lines?lines=4").json()["lines"]
+    assert [(each["job_id"], each["line"][:6]) for each in told] == [
+        (made[0], "line 2"), (made[1], "line 0"), (made[1], "line 1"), (made[1], "line 2"),
+    ]  # fmt: skip
+    told = client.get("/api/logs/team/lines?search=LINE 1").json()["lines"]
+    assert [each["job_id"] for each in told] == made
+    answer = client.get("/api/logs/team/download")
+    assert answer.headers["Content-Disposition"].startswith("attachment;")
+    assert [line for line in answer.text.splitlines() if line.startswith("==>")] == [f"==> {each}" for each in made]
+    assert answer.text.endswith(f"line 2 of {made[1]}\n") and stranger not in answer.text and gone not in answer.text
+    assert client.get("/api/logs/none/lines").status_code == client.get("/api/logs/none/download").status_code == 404
+
+
 def test_a_log_that_became_a_link_is_not_followed(client: TestClient, state: State) -> None:
     job_id = add_job(state).job_id
     log = state.home.jobs / job_id / "logs" / "worker.log"
     log.parent.mkdir(parents=True)
     log.symlink_to(state.home.root / "token")
     assert client.get(f"/api/jobs/{job_id}/log/download").status_code == 404
+    assert client.get(f"/api/jobs/{job_id}/log").json()["lines"] == []
 
 
 def test_the_ledger_pages_by_fate(client: TestClient, state: State) -> None:

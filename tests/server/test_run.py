@@ -8,7 +8,6 @@ import signal
 import socket
 import subprocess
 import sys
-import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -18,6 +17,7 @@ import pytest
 import sqlalchemy as sa
 
 from tests.server.conftest import UPLOAD, form_of
+from tests.waiting import PATIENCE_SECONDS, until
 from tunesmith.bundled import TRAINING_ROWS
 from tunesmith.catalog.clock import now
 from tunesmith.errors import MachineCannot, UsageFault
@@ -26,8 +26,6 @@ from tunesmith.jobs.state import State
 from tunesmith.server import run
 from tunesmith.server.run import listening, locked, refuse_remote
 from tunesmith.storage.tables import IDEMPOTENCY
-
-PATIENCE_SECONDS = 240.0  # two cores and company
 
 
 class Server:
@@ -50,7 +48,7 @@ class Server:
     def end(self, number: int = signal.SIGTERM) -> int:
         self.client.close()
         self.process.send_signal(number)
-        self.process.communicate(timeout=60)
+        self.process.communicate(timeout=PATIENCE_SECONDS)
         return self.process.returncode
 
 
@@ -74,14 +72,10 @@ def test_a_job_goes_the_whole_way_over_http_and_survives_a_killed_server(home: P
     asked = {"model": "tunesmith/demo", "dataset": dataset["dataset_id"], "epochs": 3, "version_set": "bot"}
     job_id = server.client.post("/api/jobs", json=asked).json()["job_id"]
     seen: list[int] = []
-    end = time.monotonic() + PATIENCE_SECONDS
-    while not any(event["kind"] == "step" for event in _events(server, job_id)) and time.monotonic() < end:
-        time.sleep(0.2)
+    until(lambda: any(event["kind"] == "step" for event in _events(server, job_id)), "it trains")
     assert server.end(signal.SIGKILL) == -signal.SIGKILL
 
-    started = time.monotonic()
     again = Server(home)
-    print(f"restart to serving: {time.monotonic() - started:.2f} s")
     try:
         with again.client.stream(
             "GET", f"/api/jobs/{job_id}/events", headers={"Accept": "text/event-stream"}, timeout=PATIENCE_SECONDS
@@ -115,7 +109,7 @@ def _events(server: Server, job_id: str) -> list[dict[str, Any]]:
 def test_a_second_server_of_the_same_state_refuses_and_names_the_first(home: Path, server: Server) -> None:
     second = subprocess.run(
         [sys.executable, "-m", "tunesmith", "serve", "--port", "0", "--json"], capture_output=True, text=True,
-        env={**os.environ, "TUNESMITH_HOME": str(home)}, timeout=60,
+        env={**os.environ, "TUNESMITH_HOME": str(home)}, timeout=PATIENCE_SECONDS,
     )  # fmt: skip
     form = form_of(json.loads(second.stdout.splitlines()[-1]))
     assert (second.returncode, form["code"]) == (4, "SERVER_RUNNING")
@@ -129,7 +123,7 @@ def test_headers_that_never_end_and_requests_that_are_none_are_refused(server: S
     host, port = server.told["url"].removeprefix("http://").split(":")
 
     def answer_to(*parts: bytes) -> bytes:
-        with socket.create_connection((host, int(port)), timeout=30) as connection:
+        with socket.create_connection((host, int(port)), timeout=PATIENCE_SECONDS) as connection:
             for part in parts:
                 connection.sendall(part)
             found = b""
@@ -152,6 +146,7 @@ def test_thousands_of_made_up_requests_find_no_fault_of_ours(server: Server, tmp
         [
             str(Path(sys.executable).with_name("st")), "run", f"{server.told['url']}/openapi.json",
             "-H", f"Authorization: {server.client.headers['Authorization']}", "--max-time", "40",
+            "--request-timeout", "100",
             "--phases", "examples,coverage,fuzzing", "--max-examples", "10", "--seed", "1", "--no-color",
             "--checks", "not_a_server_error,status_code_conformance,content_type_conformance,"
             "response_schema_conformance",
@@ -160,7 +155,7 @@ def test_thousands_of_made_up_requests_find_no_fault_of_ours(server: Server, tmp
             "--exclude-operation-id", "revoke_token", "--exclude-operation-id", "create_chat_completion",
             "--exclude-operation-id", "create_completion", "--continue-on-failure",
         ],
-        cwd=tmp_path, capture_output=True, text=True, timeout=200,
+        cwd=tmp_path, capture_output=True, text=True, timeout=400,
         env={name: value for name, value in os.environ.items() if not name.startswith("AWS_")},
     )  # fmt: skip
     assert done.returncode == 0, done.stdout[-6000:]

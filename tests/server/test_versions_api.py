@@ -57,10 +57,27 @@ def test_an_export_holds_the_files_of_the_manifest_and_no_other(client: TestClie
     assert client.get("/api/versions/bot:1/files/my-notes.txt").status_code == 404
 
 
-def test_a_damaged_file_breaks_the_answer_off(client: TestClient, folder: Path) -> None:
+def damage(folder: Path) -> bytearray:
     content = bytearray(FILES["adapter_model.safetensors"])
     content[77] ^= 1
     (folder / "adapter_model.safetensors").write_bytes(content)
+    return content
+
+
+@pytest.mark.parametrize("what", ["export", "files/adapter_model.safetensors"])
+def test_a_damaged_file_is_refused_by_its_name(client: TestClient, folder: Path, what: str) -> None:
+    damage(folder)
+    answer = client.get(f"/api/versions/bot:1/{what}")
+    error = answer.json()["error"]
+    assert (answer.status_code, error["code"]) == (409, "ARTIFACT_DAMAGED")
+    assert "adapter_model.safetensors" in error["message"] and error["hint"]
+
+
+def test_a_file_that_is_damaged_after_its_check_breaks_the_answer_off(
+    client: TestClient, folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("tunesmith.server.artifacts._check", lambda _handle, _file: None)
+    content = damage(folder)
     cut = client.get("/api/versions/bot:1/files/adapter_model.safetensors").content
     assert len(cut) < len(content)
     with pytest.raises(zipfile.BadZipFile):

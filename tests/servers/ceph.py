@@ -14,6 +14,7 @@ from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
 from tests.servers.processes import end, free_port, wait_for_port
+from tests.waiting import PATIENCE_SECONDS
 
 PROGRAMS = ("ceph", "ceph-mon", "ceph-osd", "radosgw", "radosgw-admin", "monmaptool")
 ACCESS_KEY, SECRET_KEY = "TUNESMITHTEST", "tunesmith-test-secret"
@@ -68,7 +69,7 @@ def ceph_gateway(folder: Path) -> Generator[str]:
     log = folder / "output.log"
 
     def run(*command: str) -> None:
-        done = subprocess.run(command, env=environment, capture_output=True, timeout=60, check=False)
+        done = subprocess.run(command, env=environment, capture_output=True, timeout=PATIENCE_SECONDS, check=False)
         if done.returncode != 0:
             raise RuntimeError(f"{command[0]}: {done.stderr.decode(errors='replace')[-2000:]}")
 
@@ -86,11 +87,11 @@ def ceph_gateway(folder: Path) -> Generator[str]:
         monitor = start("ceph-mon", "-c", str(config), "-i", "a", "-f")
         wait_for_port(monitor_port, monitor, log=log)
         identity = str(uuid.uuid4())
-        run("ceph", "-c", str(config), "--connect-timeout", "30", "osd", "new", identity)
+        run("ceph", "-c", str(config), "--connect-timeout", "120", "osd", "new", identity)
         run("ceph-osd", "-c", str(config), "-i", "0", "--mkfs", "--osd-uuid", identity)
         start("ceph-osd", "-c", str(config), "-i", "0", "-f")
         gateway = start("radosgw", "-c", str(config), "-n", "client.rgw", "-f")
-        wait_for_port(gateway_port, gateway, log=log, seconds=90)
+        wait_for_port(gateway_port, gateway, log=log)
         keys = ("--access-key", ACCESS_KEY, "--secret-key", SECRET_KEY)
         run("radosgw-admin", "-c", str(config), "user", "create", "--uid=test", "--display-name=test", *keys)
         yield f"http://127.0.0.1:{gateway_port}"

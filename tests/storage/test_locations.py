@@ -43,6 +43,14 @@ def test_what_is_no_local_place_is_refused(text: str) -> None:
     assert caught.value.field == "results"
 
 
+@pytest.mark.parametrize("text", ["0" * 256, "ä" * 128, "a/" * 2048, "file:///" + "0" * 256])
+def test_what_no_file_system_could_hold_is_refused(text: str) -> None:
+    with pytest.raises(InputRefused, match="too long") as caught:
+        local_path(text, field="--results")
+    assert caught.value.code == "BAD_LOCATION" and len(caught.value.message) < 200
+    assert local_path("0" * 255, field="--results").name == "0" * 255
+
+
 @pytest.mark.parametrize(
     ("text", "bucket", "key", "uri"),
     [

@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 
 from tunesmith.errors import InputRefused, MachineCannot, TunesmithError
+from tunesmith.storage.location_check import PROBE
 from tunesmith.storage.publish import check_target, publish
 
 
@@ -63,6 +64,12 @@ def test_an_existing_empty_folder_is_filled(artifact: Path, tmp_path: Path) -> N
     (tmp_path / "results").mkdir()
     publish(artifact, tmp_path / "results")
     assert (tmp_path / "results" / "manifest.json").exists()
+
+
+def test_the_probe_of_a_killed_check_is_no_result(tmp_path: Path) -> None:
+    (tmp_path / "results" / f"{PROBE}1234").mkdir(parents=True)
+    check_target(tmp_path / "results")
+    assert list((tmp_path / "results").iterdir()) == []
 
 
 def test_a_folder_with_anything_in_it_is_refused_and_left_alone(artifact: Path, tmp_path: Path) -> None:

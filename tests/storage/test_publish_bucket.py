@@ -14,13 +14,14 @@ from pathlib import Path
 
 import pytest
 
-from tests.servers.proxy import Proxy
+from tests.servers.proxy import Fault, Proxy
 from tests.storage.conftest import Service
 from tunesmith.errors import InputRefused, MachineCannot, TunesmithError
 from tunesmith.spec.artifacts import Manifest
-from tunesmith.storage.objects import Location, Stopped
+from tunesmith.storage.location_check import PROBE
+from tunesmith.storage.objects import Location, Stopped, open_objects
 from tunesmith.storage.publish import WAITING_CODES, check_results, publish, read_manifest
-from tunesmith.storage.publish_bucket import publish_to_bucket
+from tunesmith.storage.publish_bucket import PUBLISH_RETRY_SECONDS, check_prefix, publish_to_bucket
 
 pytestmark = pytest.mark.servers
 
@@ -150,6 +151,36 @@ def test_a_publish_killed_at_any_request_is_finished_by_the_next(service: Servic
     assert "Uploads" not in service.client().list_multipart_uploads(Bucket=bucket), "no parts are left"
 
 
+def test_the_probe_of_a_killed_check_is_no_result(moto: Service, artifact: Path) -> None:
+    bucket = moto.bucket()
+    moto.client().put_object(Bucket=bucket, Key=f"x/{PROBE}1234-abcd", Body=b"probe")
+    check_results(f"s3://{bucket}/x", moto.environment)
+    moto.client().put_object(Bucket=bucket, Key="x/theirs", Body=b"theirs")
+    with pytest.raises(InputRefused, match="x/theirs"):
+        check_results(f"s3://{bucket}/x", moto.environment)
+
+
+def test_a_200_of_somebody_else_is_taken_for_no_object(troubled: tuple[Service, Proxy], artifact: Path) -> None:
+    """A captive portal, or a proxy, answers with a page: neither is a prefix taken by it, nor versioning off."""
+    service, proxy = troubled
+    bucket = service.bucket()
+    answered: list[str] = []
+
+    def every_other(method: str, path: str) -> Fault | None:
+        if method in ("HEAD", "PUT") or "list-type" not in path:
+            answered.append(method)
+            return "garbage" if len(answered) % 2 else None
+        return None
+
+    uri = f"s3://{bucket}/run/1"
+    store, prefix = open_objects(uri, service.environment, retry_seconds=10.0)
+    proxy.faults = every_other
+    check_prefix(store, prefix)
+    assert "HEAD" in answered
+    publish(artifact, uri, environment=service.environment)
+    assert {"HEAD", "PUT", "GET"} <= set(answered)
+
+
 def test_a_store_that_stays_away_leaves_no_manifest_and_lets_the_job_wait(
     troubled: tuple[Service, Proxy], artifact: Path
 ) -> None:
@@ -184,4 +215,4 @@ def test_a_stop_ends_the_publish_before_its_manifest(troubled: tuple[Service, Pr
     before = time.monotonic()
     with pytest.raises(Stopped):
         publish(artifact, f"s3://{bucket}/x", environment=service.environment, stop=stop)
-    assert time.monotonic() - before < 10 and keys(service, bucket) == set()
+    assert time.monotonic() - before < PUBLISH_RETRY_SECONDS - 30 and keys(service, bucket) == set()

@@ -88,7 +88,8 @@ def make_job(tiny_base: Path, tmp_path: Path) -> MakeJob:
             "epochs": 2, "learning_rate": 5e-3, "lora_rank": 4, "lora_alpha": 8, "sequence_length": 64,
             "render": "chat", "global_batch_size": 8, "micro_batch_size": 4, "precision": "float32",
             "base_precision": "float32",
-            "strategy": "single", "validation_fraction": 0.0 if validation else 0.25, **settings,
+            "strategy": "single", "path": "generic", "compile_layers": "off", "checkpointed_layers": 0,
+            "validation_fraction": 0.0 if validation else 0.25, **settings,
         }  # fmt: skip
         job = JobFile(
             job_id=name, model_version=f"{name}:1", name=name, created_at="2026-01-01T00:00:00.000Z",

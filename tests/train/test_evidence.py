@@ -51,6 +51,18 @@ def test_cheap_answers_give_exact_match_over_all_rows_and_three_samples(collect)
     assert samples[0].expected.split()[1] == "then"
 
 
+def test_an_answer_that_had_not_ended_is_marked_as_cut(collect, monkeypatch: pytest.MonkeyPatch) -> None:
+    def answer(_model: object, prompts: list[list[int]], *, max_new_tokens: int, end_ids: object) -> list[list[int]]:
+        del end_ids
+        return [[5] * (max_new_tokens - number % 2) for number in range(len(prompts))]
+
+    monkeypatch.setattr(evidence, "greedy", answer)
+    _, samples = collect()  # of the answers 0, 10 and 19
+    assert [sample.tuned_is_cut for sample in samples] == [True, True, False]
+    assert [sample.base_is_cut for sample in samples] == [True, True, False]
+    assert samples[0].tuned_shown == samples[0].tuned + " …" and samples[2].base_shown == samples[2].base
+
+
 def test_dear_answers_are_fewer_and_then_none(collect, monkeypatch: pytest.MonkeyPatch) -> None:
     everything = evidence.CPU_VALUES_PER_SECOND
     for slower, has_samples in ((1, True), (10**9, False)):

@@ -9,7 +9,6 @@ import re
 import signal
 import subprocess
 import sys
-import time
 from pathlib import Path
 from typing import Any
 
@@ -19,11 +18,38 @@ from safetensors.numpy import load_file
 from transformers import LlamaForCausalLM
 
 from tests.train.conftest import MakeJob, some_rows
+from tests.waiting import PATIENCE_SECONDS, until
 from tunesmith.spec.training import SAMPLED_ROWS_WITHOUT_VALIDATION
 from tunesmith.train.__main__ import main
 from tunesmith.train.evaluation import training_sample
 
 pytestmark = pytest.mark.slow
+
+
+STRUCK = """
+import os, runpy, sys
+from tunesmith.train.events import EventLog
+
+append, step, number = EventLog.append, int(sys.argv.pop()), int(sys.argv.pop())
+
+def struck(log, event):
+    append(log, event)
+    if event.kind == "step" and event.step == step:
+        os.kill(os.getpid(), number)
+
+EventLog.append = struck
+runpy.run_module("tunesmith.train", run_name="__main__", alter_sys=True)
+"""
+
+
+def struck(job: Path, number: signal.Signals, *, at_step: int) -> int:
+    """The worker's exit code, after this signal came right after that step: sent from here it may come too late."""
+    done = subprocess.run(
+        [sys.executable, "-P", "-c", STRUCK, str(job), str(int(number)), str(at_step)],
+        stdout=subprocess.PIPE, stderr=subprocess.STDOUT, env={**os.environ, "OMP_NUM_THREADS": "1"}, check=False,
+    )  # fmt: skip
+    print(done.stdout.decode())
+    return done.returncode
 
 
 def start(job: Path, **environment: str) -> subprocess.Popen[bytes]:
@@ -75,15 +101,13 @@ def adapter_hash(job: Path) -> str:
 
 
 def wait_for_step(job: Path, process: subprocess.Popen[bytes], step: int) -> None:
-    deadline = time.monotonic() + 60
-    while time.monotonic() < deadline:
+    def is_there() -> bool:
         if process.poll() is not None:
             raise AssertionError(process.communicate()[0].decode())
         path = job.parent / "events.jsonl"
-        if path.exists() and max(losses(events(job)), default=0) >= step:
-            return
-        time.sleep(0.005)
-    raise AssertionError("the step never came")
+        return path.exists() and max(losses(events(job)), default=0) >= step
+
+    until(is_there, f"step {step}")
 
 
 def test_a_run_leaves_metrics_verdict_ledger_and_a_whole_artifact(make_job: MakeJob) -> None:
@@ -126,10 +150,7 @@ def test_killed_and_resumed_equals_uninterrupted(make_job: MakeJob, at_step: int
     whole = make_job("whole", rows=some_rows(40), epochs=3, lora_dropout=0.1)
     expected = run(whole)
     killed = make_job("killed", rows=some_rows(40), epochs=3, lora_dropout=0.1)
-    process = start(killed)
-    wait_for_step(killed, process, at_step)
-    process.kill()
-    process.communicate()
+    assert struck(killed, signal.SIGKILL, at_step=at_step) == -signal.SIGKILL
     found = run(killed)
     assert len(of_kind(found, "attempt")) == 2
     assert losses(found) == losses(expected)
@@ -139,15 +160,11 @@ def test_killed_and_resumed_equals_uninterrupted(make_job: MakeJob, at_step: int
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
 def test_a_signal_checkpoints_and_the_run_goes_on_where_it_was(make_job: MakeJob, number: signal.Signals) -> None:
-    job = make_job(rows=some_rows(60), epochs=40)
-    process = start(job)
-    wait_for_step(job, process, 3)
-    process.send_signal(number)
-    process.communicate(timeout=30)
-    assert process.returncode == 128 + number
+    job = make_job(rows=some_rows(60), epochs=1000)
+    assert struck(job, number, at_step=3) == 128 + number
     checkpoint = of_kind(events(job), "checkpoint")[-1]
     done = max(losses(events(job)))
-    assert checkpoint["after_steps"] == done
+    assert checkpoint["after_steps"] == done == 3
     process = start(job)
     wait_for_step(job, process, done + 2)
     process.kill()
@@ -162,10 +179,7 @@ def test_micro_batch_size_may_change_at_resume(make_job: MakeJob) -> None:
     whole = make_job("whole", epochs=2, sequence_length=32)
     expected = run(whole)
     job = make_job("changed", epochs=2, sequence_length=32)
-    process = start(job)
-    wait_for_step(job, process, 3)
-    process.send_signal(signal.SIGTERM)
-    process.communicate()
+    assert struck(job, signal.SIGTERM, at_step=3) == 128 + signal.SIGTERM
     changed = json.loads(job.read_text())
     changed["settings"]["micro_batch_size"] = 1
     job.write_text(json.dumps(changed))
@@ -174,11 +188,8 @@ def test_micro_batch_size_may_change_at_resume(make_job: MakeJob) -> None:
 
 
 def test_other_threads_at_resume_are_said(make_job: MakeJob) -> None:
-    job = make_job(epochs=40)
-    process = start(job)
-    wait_for_step(job, process, 2)
-    process.send_signal(signal.SIGTERM)
-    process.communicate()
+    job = make_job(epochs=1000)
+    assert struck(job, signal.SIGTERM, at_step=2) == 128 + signal.SIGTERM
     changed = json.loads(job.read_text())
     changed["threads"] = 2
     job.write_text(json.dumps(changed))
@@ -292,14 +303,14 @@ def test_full_disk_keeps_the_last_checkpoint(make_job: MakeJob, tmp_path: Path) 
     if subprocess.run(["mount", "-t", "tmpfs", "-o", "size=600k", "tmpfs", str(mount)], check=False).returncode:
         pytest.skip("this machine lets nobody mount")
     try:
-        job = make_job(rows=some_rows(60), epochs=40)
+        job = make_job(rows=some_rows(60), epochs=1000)
         moved = mount / "job.json"
         moved.write_bytes(job.read_bytes())
         process = start(moved)
         wait_for_step(moved, process, 8)  # past the first epoch, so past its checkpoint
         with contextlib.suppress(OSError):
             (mount / "filler").write_bytes(b"x" * 600_000)
-        output, _ = process.communicate(timeout=60)
+        output, _ = process.communicate(timeout=PATIENCE_SECONDS)
         assert process.returncode == 4, output.decode()
         (mount / "filler").unlink()
         assert not list((mount / "checkpoints").glob(".*"))

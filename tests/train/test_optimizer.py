@@ -22,7 +22,7 @@ def test_updates_equal_torch_adamw_with_clipping_and_weight_decay() -> None:
             (mine.sin() * step).sum().backward()
             other.grad = None
             (other.sin() * step).sum().backward()
-        norm = flat.gradient_norm()
+        norm = float(flat.gradient_norm())
         expected = nn.utils.clip_grad_norm_(theirs.values(), 1.0)
         torch.testing.assert_close(torch.tensor(norm), expected.cpu())
         flat.update(learning_rate=rate, norm=norm, max_norm=1.0)
@@ -46,7 +46,7 @@ def test_restored_state_continues_bit_for_bit() -> None:
         for step in steps:
             flat.zero_gradient()
             sum((value.cos() * step).sum() for value in values.values()).backward()  # type: ignore[union-attr]
-            flat.update(learning_rate=0.01, norm=flat.gradient_norm(), max_norm=1.0)
+            flat.update(learning_rate=0.01, norm=float(flat.gradient_norm()), max_norm=1.0)
 
     whole = parameters()
     whole_flat = FlatAdamW(whole, weight_decay=0.0)

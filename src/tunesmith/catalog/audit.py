@@ -17,13 +17,16 @@ from tunesmith.spec.catalog import AuditView
 from tunesmith.storage.database import fields_of
 from tunesmith.storage.tables import AUDIT
 
+ADD = AUDIT.insert()
+
 
 def record(
     connection: sa.Connection, actor: str, action: str, object: str, detail: Mapping[str, Any] | None = None
 ) -> None:
     """action: noun and verb, as in `version.delete`. detail: no secret, nothing of a dataset's content."""
     text = None if detail is None else json.dumps(detail, ensure_ascii=False, allow_nan=False)
-    connection.execute(AUDIT.insert().values(time=now(), actor=actor, action=action, object=object, detail=text))
+    row = {"time": now(), "actor": actor, "action": action, "object": object, "detail": text}
+    connection.execute(ADD, row)
 
 
 def list_audit(

@@ -107,7 +107,7 @@ def _notices(pair: tuple[VersionDetail, VersionDetail], same_rows: bool | None) 
             Notice(
                 code="SCORES_NOT_COMPARABLE",
                 message="The two versions were scored on different validation rows: their scores do not compare.",
-                hint="Evaluate both on one dataset.",
+                hint="Train both with the same --test-dataset: then both are scored on its rows.",
             )
         )
     return told

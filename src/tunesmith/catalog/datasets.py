@@ -11,7 +11,7 @@ from typing import Any
 
 import sqlalchemy as sa
 
-from tunesmith.catalog import audit
+from tunesmith.catalog import audit, quotas
 from tunesmith.catalog.clock import now
 from tunesmith.catalog.models import named
 from tunesmith.catalog.paging import Page, matching, read_page, tagged, tags_text
@@ -22,7 +22,12 @@ from tunesmith.spec.jobs import FINAL_STATES
 from tunesmith.storage.database import fields_of
 from tunesmith.storage.tables import DATASETS, JOBS
 
-VIEW_COLUMNS = [column for column in DATASETS.c if column.name not in ("project", "report")]
+VIEW_COLUMNS = [column for column in DATASETS.c if column.name not in ("project", "report", "added_by")]
+NAME = sa.select(DATASETS.c.name).where(
+    DATASETS.c.project == sa.bindparam("project"), DATASETS.c.dataset_id == sa.bindparam("dataset_id")
+)
+
+MAXIMUM_SIBLINGS = 50
 ASKED_FIELDS = ("dataset", "validation_dataset", "test_dataset")
 
 
@@ -33,7 +38,7 @@ def new_dataset_id() -> str:
 def add_dataset(
     connection: sa.Connection, new: NewDataset, *, project: str, actor: str, dataset_id: str | None = None
 ) -> DatasetView:
-    """dataset_id: one that its file was already kept under."""
+    """dataset_id: one that its file was already kept under. Raises Conflict (QUOTA_EXCEEDED)."""
     report = new.report
     dataset_id = dataset_id or new_dataset_id()
     connection.execute(
@@ -42,9 +47,10 @@ def add_dataset(
             tags=tags_text(new.tags), kind=report.kind, rows=report.rows, bytes=report.bytes, sha256=new.sha256,
             content_hash=report.content_hash, columns=json.dumps(new.columns, sort_keys=True), file_name=new.file_name,
             location=new.location, source_uri=new.source_uri, source_version_id=new.source_version_id,
-            num_warnings=report.num_warnings, report=report.model_dump_json(), created_at=now(),
+            num_warnings=report.num_warnings, report=report.model_dump_json(), created_at=now(), added_by=actor,
         )
     )  # fmt: skip
+    quotas.take(connection, actor, datasets=1, uploaded_bytes=report.bytes if new.source_uri is None else 0)
     audit.record(connection, actor, "dataset.add", dataset_id, {"name": new.name, "sha256": new.sha256})
     return find_dataset(connection, dataset_id, project=project)
 
@@ -71,13 +77,25 @@ def find_dataset(connection: sa.Connection, dataset_id: str, *, project: str) ->
     """Raises Unknown (UNKNOWN_DATASET)."""
     row = connection.execute(sa.select(*VIEW_COLUMNS).where(_is(project, dataset_id))).one_or_none()
     if row is None:
-        raise Unknown(
-            "UNKNOWN_DATASET",
-            f"There is no dataset {dataset_id[:80]!r} here.",
-            field="dataset",
-            hint="List the datasets; each has an id that begins with ds-.",
-        )
+        raise _unknown(dataset_id)
     return _views([row])[0]
+
+
+def dataset_name(connection: sa.Connection, dataset_id: str, *, project: str) -> str:
+    """What its owner calls it: a look that each submission takes. Raises Unknown (UNKNOWN_DATASET)."""
+    name = connection.execute(NAME, {"project": project, "dataset_id": dataset_id}).scalar_one_or_none()
+    if name is None:
+        raise _unknown(dataset_id)
+    return name
+
+
+def _unknown(dataset_id: str) -> Unknown:
+    return Unknown(
+        "UNKNOWN_DATASET",
+        f"There is no dataset {dataset_id[:80]!r} here.",
+        field="dataset",
+        hint="List the datasets; each has an id that begins with ds-.",
+    )
 
 
 def read_report(connection: sa.Connection, dataset_id: str, *, project: str) -> DatasetReport:
@@ -115,7 +133,11 @@ def delete_dataset(connection: sa.Connection, dataset_id: str, *, project: str, 
             field="dataset",
             hint="Wait until those jobs are finished, or cancel them.",
         )
-    connection.execute(DATASETS.delete().where(_is(project, dataset_id)))
+    added_by = connection.execute(
+        DATASETS.delete().where(_is(project, dataset_id)).returning(DATASETS.c.added_by)
+    ).scalar_one()
+    uploaded = dataset.bytes if dataset.source_uri is None else 0
+    quotas.give_back(connection, added_by, datasets=1, uploaded_bytes=uploaded)
     audit.record(connection, actor, "dataset.delete", dataset_id, {"name": dataset.name, "sha256": dataset.sha256})
     return dataset
 
@@ -150,6 +172,18 @@ def dataset_users(connection: sa.Connection, dataset_id: str, *, project: str) -
         .order_by(JOBS.c.sequence)
     ).all()
     return [row.job_id for row in rows if _asks_for(json.loads(row.request), dataset_id)]
+
+
+def sibling_datasets(connection: sa.Connection, dataset: DatasetView, *, project: str) -> list[DatasetView]:
+    """Its other versions: datasets of the same name, or of the same place. The newest first."""
+    columns = DATASETS.c
+    is_alike = columns.name == dataset.name
+    if dataset.source_uri is not None:
+        is_alike = is_alike | (columns.source_uri == dataset.source_uri)
+    query = sa.select(*VIEW_COLUMNS).where(
+        columns.project == project, columns.dataset_id != dataset.dataset_id, is_alike
+    )
+    return _views(connection.execute(query.order_by(columns.sequence.desc()).limit(MAXIMUM_SIBLINGS)).all())
 
 
 def _asks_for(request: dict[str, Any], dataset_id: str) -> bool:

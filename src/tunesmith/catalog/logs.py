@@ -24,7 +24,10 @@ from tunesmith.storage.tables import JOBS, LOGS
 def add_log(connection: sa.Connection, new: NewLog, *, actor: str) -> LogView:
     """Raises Conflict (LOG_TAKEN)."""
     if connection.execute(sa.select(LOGS.c.name).where(LOGS.c.name == new.name)).first() is not None:
-        raise Conflict("LOG_TAKEN", f"There is a log {new.name!r} already.", field="name")
+        raise Conflict(
+            "LOG_TAKEN", f"There is a log {new.name!r} already.", field="name",
+            hint="Take another name, or delete that one first.",
+        )  # fmt: skip
     connection.execute(LOGS.insert().values(new.model_dump() | {"created_at": now()}))
     audit.record(connection, actor, "log.add", new.name)
     return find_log(connection, new.name)
@@ -49,6 +52,11 @@ def find_log(connection: sa.Connection, name: str) -> LogView:
     return _views([row])[0]
 
 
+def maximum_bytes_of(connection: sa.Connection, name: str | None) -> int | None:
+    """None where there is no such log (any more)."""
+    return connection.execute(sa.select(LOGS.c.maximum_bytes).where(LOGS.c.name == name)).scalar()
+
+
 def change_log(connection: sa.Connection, name: str, change: LogChange, *, actor: str) -> LogView:
     """Raises Unknown."""
     find_log(connection, name)
@@ -58,15 +66,25 @@ def change_log(connection: sa.Connection, name: str, change: LogChange, *, actor
     return find_log(connection, name)
 
 
+def jobs_of_log(connection: sa.Connection, name: str) -> list[str]:
+    """Unfinished ones, the newest first. Raises Unknown."""
+    find_log(connection, name)
+    query = sa.select(JOBS.c.job_id).where(JOBS.c.log == name, JOBS.c.state.not_in(FINAL_STATES))
+    return list(connection.execute(query.order_by(JOBS.c.created_at.desc())).scalars())
+
+
+def all_jobs_of_log(connection: sa.Connection, name: str, *, project: str) -> list[str]:
+    """Finished ones too, in the order of their submission. Raises Unknown."""
+    find_log(connection, name)
+    query = sa.select(JOBS.c.job_id).where(JOBS.c.log == name, JOBS.c.project == project)
+    return list(connection.execute(query.order_by(JOBS.c.sequence)).scalars())
+
+
 def remove_log(connection: sa.Connection, name: str, *, actor: str) -> None:
     """Finished jobs keep their files. Raises Unknown, Conflict (LOG_IN_USE) while an unfinished job writes to it."""
-    find_log(connection, name)
-    users = connection.execute(
-        sa.select(JOBS.c.job_id).where(JOBS.c.log == name, JOBS.c.state.not_in(FINAL_STATES))
-    ).scalars()
-    if running := list(users):
+    if users := jobs_of_log(connection, name):
         raise Conflict(
-            "LOG_IN_USE", f"The log {name} is used by {named(running)}.", field="log", hint="Wait for those jobs."
+            "LOG_IN_USE", f"The log {name} is used by {named(users)}.", field="log", hint="Wait for those jobs."
         )
     connection.execute(LOGS.delete().where(LOGS.c.name == name))
     audit.record(connection, actor, "log.remove", name)

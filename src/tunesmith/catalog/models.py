@@ -14,41 +14,47 @@ import sqlalchemy as sa
 from tunesmith.bundled import MODEL_FOLDER, MODEL_NAME
 from tunesmith.catalog import audit
 from tunesmith.catalog.clock import now
+from tunesmith.catalog.known import bundled_facts
 from tunesmith.catalog.paging import Page, matching, read_page, tagged, tags_text
 from tunesmith.errors import Conflict, Unknown
 from tunesmith.spec.catalog import BaseModelChange, BaseModelView, NewBaseModel, VersionState
 from tunesmith.spec.models import ModelFacts
 from tunesmith.storage.tables import BASE_MODELS, MODEL_VERSIONS
 
+PATH = sa.select(BASE_MODELS.c.path).where(
+    BASE_MODELS.c.project == sa.bindparam("project"), BASE_MODELS.c.name == sa.bindparam("name")
+)
 BUNDLED_DESCRIPTION = "The small model that comes with Tunesmith: for the demo, for tests, for a first try on a CPU."
 NAMED_USERS = 5
 
 
 def register_model(
-    connection: sa.Connection, new: NewBaseModel, *, project: str, facts: ModelFacts, actor: str
+    connection: sa.Connection,
+    new: NewBaseModel,
+    *,
+    project: str,
+    facts: ModelFacts,
+    actor: str,
+    hub_id: str | None = None,
+    revision: str | None = None,
 ) -> BaseModelView:
-    """Raises Conflict (MODEL_NAME_TAKEN)."""
-    taken = sa.select(BASE_MODELS.c.sequence).where(_is(project, new.name))
-    if new.name == MODEL_NAME or connection.execute(taken).first() is not None:
-        raise Conflict(
-            "MODEL_NAME_TAKEN",
-            f"There is a base model named {new.name!r} already.",
-            field="name",
-            hint="Take another name, or delete that one first.",
-        )
-    _insert(connection, new, project=project, facts=facts)
+    """hub_id, revision: the hub's model and commit that it was downloaded as. Raises Conflict (MODEL_NAME_TAKEN)."""
+    require_free_name(connection, new.name, project=project)
+    _insert(connection, new, project=project, facts=facts, hub_id=hub_id, revision=revision)
     audit.record(connection, actor, "model.register", new.name, {"path": new.path, "digest": facts.digest})
     return find_model(connection, new.name, project=project)
 
 
-def keep_bundled_facts(connection: sa.Connection, facts: ModelFacts, *, project: str) -> None:
-    """Remember the inspection of the bundled model, in place of that of an earlier release."""
-    kept = connection.execute(
-        BASE_MODELS.update().where(_is(project, MODEL_NAME)).values(facts=facts.model_dump_json())
-    )
-    if kept.rowcount == 0:
-        new = NewBaseModel(name=MODEL_NAME, path=str(MODEL_FOLDER), description=BUNDLED_DESCRIPTION)
-        _insert(connection, new, project=project, facts=facts)
+def require_free_name(connection: sa.Connection, name: str, *, project: str) -> None:
+    """Raises Conflict (MODEL_NAME_TAKEN)."""
+    taken = sa.select(BASE_MODELS.c.sequence).where(_is(project, name))
+    if name == MODEL_NAME or connection.execute(taken).first() is not None:
+        raise Conflict(
+            "MODEL_NAME_TAKEN",
+            f"There is a base model named {name!r} already.",
+            field="name",
+            hint="Take another name, or delete that one first.",
+        )
 
 
 def list_models(
@@ -76,21 +82,45 @@ def list_models(
     return page
 
 
+def all_models(connection: sa.Connection, *, project: str) -> list[BaseModelView]:
+    """Every base model that is here, the bundled one first."""
+    rows = connection.execute(
+        sa.select(BASE_MODELS)
+        .where(BASE_MODELS.c.project == project, BASE_MODELS.c.name != MODEL_NAME)
+        .order_by(BASE_MODELS.c.sequence.desc())
+    ).all()
+    return [find_model(connection, MODEL_NAME, project=project), *_views(rows)]
+
+
 def find_model(connection: sa.Connection, name: str, *, project: str) -> BaseModelView:
     """Raises Unknown (UNKNOWN_MODEL)."""
-    row = connection.execute(sa.select(BASE_MODELS).where(_is(project, name))).one_or_none()
-    if row is not None:
-        return _views([row])[0]
-    if name == MODEL_NAME:
+    if name == MODEL_NAME:  # never a row; one that an earlier release wrote tells of that release's
         return BaseModelView(
             name=MODEL_NAME, path=str(MODEL_FOLDER), description=BUNDLED_DESCRIPTION, tags={}, is_bundled=True,
-            facts=None, created_at=None,
+            facts=bundled_facts(), created_at=None,
         )  # fmt: skip
-    raise Unknown(
+    row = connection.execute(sa.select(BASE_MODELS).where(_is(project, name))).one_or_none()
+    if row is None:
+        raise _unknown(name)
+    return _views([row])[0]
+
+
+def model_path(connection: sa.Connection, name: str, *, project: str) -> str:
+    """Where its folder lies: a look that each submission takes. Raises Unknown (UNKNOWN_MODEL)."""
+    if name == MODEL_NAME:
+        return str(MODEL_FOLDER)
+    path = connection.execute(PATH, {"project": project, "name": name}).scalar_one_or_none()
+    if path is None:
+        raise _unknown(name)
+    return path
+
+
+def _unknown(name: str) -> Unknown:
+    return Unknown(
         "UNKNOWN_MODEL",
         f"There is no base model named {name[:200]!r} here.",
         field="model",
-        hint="List the base models; a folder becomes one by registering it.",
+        hint="Search them (`tunesmith model search`); a folder becomes one by registering it.",
     )
 
 
@@ -139,11 +169,20 @@ def named(users: Sequence[str]) -> str:
     return ", ".join(users[:NAMED_USERS]) + (f" and {more} more" if more > 0 else "")
 
 
-def _insert(connection: sa.Connection, new: NewBaseModel, *, project: str, facts: ModelFacts) -> None:
+def _insert(
+    connection: sa.Connection,
+    new: NewBaseModel,
+    *,
+    project: str,
+    facts: ModelFacts,
+    hub_id: str | None = None,
+    revision: str | None = None,
+) -> None:
     connection.execute(
         BASE_MODELS.insert().values(
             project=project, name=new.name, path=new.path, description=new.description, tags=tags_text(new.tags),
-            facts=facts.model_dump_json(), created_at=now(),
+            facts=facts.model_dump_json(), created_at=now(), licence_note=new.licence_note, hub_id=hub_id,
+            revision=revision,
         )
     )  # fmt: skip
 
@@ -160,10 +199,13 @@ def _views(rows: Sequence[sa.Row[Any]]) -> list[BaseModelView]:
     return [
         BaseModelView(
             name=row.name,
-            path=str(MODEL_FOLDER) if row.name == MODEL_NAME else row.path,  # it moves with the installation
+            path=row.path,
             description=row.description,
             tags=json.loads(row.tags),
-            is_bundled=row.name == MODEL_NAME,
+            licence_note=row.licence_note,
+            hub_id=row.hub_id,
+            revision=row.revision,
+            is_bundled=False,
             facts=ModelFacts.model_validate_json(row.facts),
             created_at=row.created_at,
         )

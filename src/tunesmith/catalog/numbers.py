@@ -13,6 +13,16 @@ from tunesmith.errors import TunesmithError
 from tunesmith.spec.catalog import VERSION_MOVES, VersionState
 from tunesmith.storage.tables import MODEL_VERSIONS, VERSION_SETS
 
+ADD = MODEL_VERSIONS.insert()
+ABOVE = sa.bindparam("above", type_=sa.Integer)
+# One statement takes the number: two transactions that meet here wait for each other.
+TAKE_NUMBER = (
+    VERSION_SETS.update()
+    .where(VERSION_SETS.c.project == sa.bindparam("of_project"), VERSION_SETS.c.name == sa.bindparam("of_set"))
+    .values(last_number=sa.case((VERSION_SETS.c.last_number > ABOVE, VERSION_SETS.c.last_number), else_=ABOVE) + 1)
+    .returning(VERSION_SETS.c.set_id, VERSION_SETS.c.last_number)
+)
+
 
 def add_version(
     connection: sa.Connection, *, project: str, version_set: str, above: int, created_at: str, **fields: Any
@@ -25,35 +35,26 @@ def add_version(
     set_id, number = _next_number(connection, project=project, version_set=version_set, above=above, now=created_at)
     model_version = f"{version_set}:{number}"
     connection.execute(
-        MODEL_VERSIONS.insert().values(
-            {"tags": "{}", "description": ""}
-            | fields
-            | {
-                "set_id": set_id,
-                "number": number,
-                "project": project,
-                "model_version": model_version,
-                "state": VersionState.CREATING,
-                "is_losing_bytes": False,
-                "created_at": created_at,
-                "changed_at": created_at,
-            }
-        )
+        ADD,
+        {"tags": "{}", "description": ""}
+        | fields
+        | {
+            "set_id": set_id,
+            "number": number,
+            "project": project,
+            "model_version": model_version,
+            "state": VersionState.CREATING,
+            "is_losing_bytes": False,
+            "created_at": created_at,
+            "changed_at": created_at,
+        },
     )
     return model_version
 
 
 def _next_number(connection: sa.Connection, *, project: str, version_set: str, above: int, now: str) -> tuple[int, int]:
-    found = (VERSION_SETS.c.project == project) & (VERSION_SETS.c.name == version_set)
-    last = VERSION_SETS.c.last_number
-    highest = sa.case((last > above, last), else_=above)
-    # one statement takes the number: two transactions that meet here wait for each other
-    row = connection.execute(
-        VERSION_SETS.update()
-        .where(found)
-        .values(last_number=highest + 1)
-        .returning(VERSION_SETS.c.set_id, VERSION_SETS.c.last_number)
-    ).one_or_none()
+    taken = {"of_project": project, "of_set": version_set, "above": above}
+    row = connection.execute(TAKE_NUMBER, taken).one_or_none()
     if row is None:
         row = connection.execute(
             VERSION_SETS.insert()

@@ -69,6 +69,12 @@ def tags_text(tags: dict[str, str]) -> str:
     return json.dumps(dict(sorted(tags.items())), ensure_ascii=False, separators=(",", ":"))
 
 
+def has_tag(tag: str, tags: dict[str, str]) -> bool:
+    """The same as `tagged`, of tags in hand."""
+    key, equals, value = tag.partition("=")
+    return key in tags and (not equals or tags[key] == value)
+
+
 def tagged(tag: str | None, column: sa.Column[str]) -> sa.ColumnElement[bool]:
     """`key` or `key=value`, in the text of `tags_text`. replace() minds the case on every database, LIKE not."""
     if not tag:

@@ -5,7 +5,6 @@ Every move of an alias takes the set's next generation: who serves an alias can 
 
 from __future__ import annotations
 
-import re
 from collections.abc import Sequence
 from typing import Any
 
@@ -15,14 +14,20 @@ from tunesmith.catalog import audit
 from tunesmith.catalog.clock import now
 from tunesmith.catalog.paging import Page, matching, read_page
 from tunesmith.errors import Conflict, Unknown, UsageFault
-from tunesmith.spec.catalog import ALIAS_PATTERN, AliasView, NewVersionSet, VersionSetView, VersionState
+from tunesmith.spec.catalog import AliasView, NewVersionSet, VersionSetView, VersionState
+from tunesmith.spec.names import ALIAS
 from tunesmith.storage.tables import ALIASES, MODEL_VERSIONS, VERSION_SETS
 
 
 def add_set(connection: sa.Connection, new: NewVersionSet, *, project: str, actor: str) -> VersionSetView:
     """An empty set, before its first version. Raises Conflict (VERSION_SET_TAKEN)."""
     if connection.execute(sa.select(VERSION_SETS.c.set_id).where(_is(project, new.name))).first() is not None:
-        raise Conflict("VERSION_SET_TAKEN", f"There is a version set {new.name!r} already.", field="name")
+        raise Conflict(
+            "VERSION_SET_TAKEN",
+            f"There is a version set {new.name!r} already.",
+            field="name",
+            hint="Take another name.",
+        )
     connection.execute(
         VERSION_SETS.insert().values(
             project=project, name=new.name, description=new.description, created_at=now(), last_number=0,
@@ -68,13 +73,12 @@ def set_alias(
     connection: sa.Connection, version_set: str, alias: str, *, number: int, project: str, actor: str
 ) -> AliasView:
     """Set the alias, or move it. Raises Unknown, UsageFault (BAD_ALIAS), Conflict (VERSION_NOT_ACTIVE)."""
-    if re.fullmatch(ALIAS_PATTERN, alias) is None:
+    try:
+        ALIAS.check(alias)
+    except ValueError as error:
         raise UsageFault(
-            "BAD_ALIAS",
-            f"{alias[:80]!r} is no name for an alias.",
-            field="alias",
-            hint="Lower-case letters, digits and ._- up to 63, a letter first: prod, canary, v2-shadow.",
-        )
+            "BAD_ALIAS", f"{error}.", field="alias", hint="For example prod, canary or v2-shadow."
+        ) from None
     found = _row(connection, version_set, project=project)
     state = connection.execute(
         sa.select(MODEL_VERSIONS.c.state).where(

@@ -10,9 +10,11 @@ import json
 from collections.abc import Sequence
 from typing import Any
 
+import orjson
 import sqlalchemy as sa
+from pydantic import TypeAdapter
 
-from tunesmith.catalog import audit
+from tunesmith.catalog import audit, quotas
 from tunesmith.catalog.clock import now
 from tunesmith.catalog.models import named
 from tunesmith.catalog.numbers import move_version
@@ -21,6 +23,7 @@ from tunesmith.catalog.sets import find_alias
 from tunesmith.errors import Conflict, Unknown, UsageFault
 from tunesmith.spec.artifacts import Manifest
 from tunesmith.spec.catalog import (
+    MAXIMUM_PAGE,
     Lineage,
     NounChange,
     VersionDetail,
@@ -28,7 +31,7 @@ from tunesmith.spec.catalog import (
     VersionState,
     VersionView,
 )
-from tunesmith.spec.metrics import EpochEvent, EpochMetrics
+from tunesmith.spec.metrics import EpochEvent, EpochMetrics, Sample, SamplesEvent, SplitMetrics
 from tunesmith.spec.verdict import Verdict
 from tunesmith.storage.tables import ALIASES, EVENTS, MODEL_VERSIONS, VERSION_SETS
 
@@ -39,7 +42,8 @@ SHOWN_STATES = {
     VersionState.CANCELED: "Canceled",
     VersionState.DELETED: "Deleted",
 }
-DOCUMENTS = ("lineage", "manifest", "metrics", "verdict")
+DOCUMENTS = ("lineage", "manifest", "verdict", "samples")  # a list does not read them
+SAMPLES = TypeAdapter(list[Sample])
 VIEW_COLUMNS = [column for column in MODEL_VERSIONS.c if column.name not in DOCUMENTS]
 
 
@@ -74,6 +78,7 @@ def list_versions(
     version_set: str | None = None,
     state: VersionState | None = None,
     tag: str | None = None,
+    base_name: str | None = None,
     after: str | None = None,
     limit: int | None = None,
 ) -> Page[VersionView]:
@@ -85,6 +90,8 @@ def list_versions(
         tagged(tag, columns.tags),
         columns.state != VersionState.DELETED if state is None else columns.state == state,
     )
+    if base_name is not None:
+        query = query.where(columns.base_name == base_name)
     if version_set is not None:
         sets = sa.select(VERSION_SETS.c.set_id).where(
             VERSION_SETS.c.project == project, VERSION_SETS.c.name == version_set
@@ -93,6 +100,19 @@ def list_versions(
     return read_page(
         connection, query, key=columns.sequence, after=after, limit=limit, make=lambda rows: _views(connection, rows)
     )
+
+
+def trained_on(connection: sa.Connection, *, dataset_id: str, content_hash: str, project: str) -> list[VersionView]:
+    """Versions that read this dataset, or one with the same rows; the newest first, without deleted ones."""
+    columns = MODEL_VERSIONS.c
+    rows = connection.execute(
+        sa.select(*VIEW_COLUMNS)
+        .where(columns.project == project, columns.state != VersionState.DELETED)
+        .where(columns.lineage.contains(f'"{dataset_id}"') | columns.lineage.contains(f'"{content_hash}"'))
+        .order_by(columns.sequence.desc())
+        .limit(MAXIMUM_PAGE)
+    ).all()
+    return _views(connection, rows)
 
 
 def find_version(connection: sa.Connection, name: str, *, project: str) -> VersionView:
@@ -118,6 +138,7 @@ def describe_version(connection: sa.Connection, name: str, *, project: str) -> V
         verdict=Verdict.model_validate_json(row.verdict) if row.verdict else None,
         files=Manifest.model_validate_json(row.manifest).files if row.manifest else [],
         children=list(children),
+        samples=_samples(connection, row),
     )
 
 
@@ -197,12 +218,36 @@ def delete_version(connection: sa.Connection, name: str, *, with_bytes: bool, pr
     if version.state is not VersionState.DELETED:
         _require_unused(connection, version, project=project)
         move_version(connection, project=project, model_version=model_version, state=VersionState.DELETED, now=now())
+        _give_back(connection, version)
     if with_bytes and version.artifact_uri is not None:
         _require_own_files(connection, version)
         connection.execute(MODEL_VERSIONS.update().where(_is(project, model_version)).values(is_losing_bytes=True))
     if version.state is not VersionState.DELETED or with_bytes:
         audit.record(connection, actor, "version.delete", model_version, {"with_bytes": with_bytes})
     return find_version(connection, model_version, project=project)
+
+
+def outlive_job(connection: sa.Connection, job_id: str) -> None:
+    """Keep in the version's own row what would go with its job's events."""
+    row = connection.execute(sa.select(MODEL_VERSIONS).where(MODEL_VERSIONS.c.job_id == job_id)).one_or_none()
+    if row is None:
+        return
+    connection.execute(
+        MODEL_VERSIONS.update()
+        .where(_is(row.project, row.model_version))
+        .values(
+            metrics=_metrics(connection, row).model_dump_json(),
+            samples=SAMPLES.dump_json(_samples(connection, row)).decode(),
+            is_job_deleted=True,
+        )
+    )
+
+
+def _give_back(connection: sa.Connection, version: VersionView) -> None:
+    where = _is(version.project, version.model_version)
+    owner = connection.execute(sa.select(MODEL_VERSIONS.c.made_by).where(where)).scalar()
+    if owner is not None:
+        quotas.give_back(connection, owner, versions=1)
 
 
 def _require_unused(connection: sa.Connection, version: VersionView, *, project: str) -> None:
@@ -279,20 +324,45 @@ def _views(connection: sa.Connection, rows: Sequence[sa.Row[Any]]) -> list[Versi
             project=row.project, state=VersionState(row.state), shown_state=SHOWN_STATES[VersionState(row.state)],
             name=row.name, description=row.description, tags=json.loads(row.tags),
             aliases=aliases.get((row.set_id, row.number), []), base_name=row.base_name, job_id=row.job_id,
-            parent=row.parent, results_uri=row.results_uri, artifact_uri=row.artifact_uri, best_epoch=row.best_epoch,
-            outcome=row.outcome, created_at=row.created_at, changed_at=row.changed_at,
+            is_job_deleted=row.is_job_deleted, parent=row.parent, results_uri=row.results_uri,
+            artifact_uri=row.artifact_uri, best_epoch=row.best_epoch, outcome=row.outcome,
+            best=_best(row.metrics, row.best_epoch),
+            created_at=row.created_at, changed_at=row.changed_at,
         )
         for row in rows
     ]  # fmt: skip
+
+
+def _best(metrics: str | None, best_epoch: int | None) -> SplitMetrics | None:
+    """Out of the metrics as they are stored: a list reads many, and wants one epoch of each."""
+    if metrics is None or best_epoch is None:
+        return None
+    for epoch in orjson.loads(metrics)["epochs"]:
+        if epoch["epoch"] == best_epoch and epoch["validation"] is not None:
+            return SplitMetrics.model_validate(epoch["validation"])
+    return None
+
+
+def _of_kind(job_id: str | None, kind: str) -> tuple[sa.ColumnElement[bool], ...]:
+    """Without the last SQLite takes the primary key for the order, and reads every event of the job to find a few."""
+    return EVENTS.c.job_id == job_id, EVENTS.c.kind == kind, EVENTS.c.number > 0
+
+
+def _samples(connection: sa.Connection, row: sa.Row[Any]) -> list[Sample]:
+    """Of the newest attempt that came so far."""
+    if row.samples is not None:
+        return SAMPLES.validate_json(row.samples)
+    body = connection.execute(
+        sa.select(EVENTS.c.body).where(*_of_kind(row.job_id, "samples")).order_by(EVENTS.c.number.desc()).limit(1)
+    ).scalar()
+    return SamplesEvent.model_validate_json(body).samples if body is not None else []
 
 
 def _metrics(connection: sa.Connection, row: sa.Row[Any]) -> VersionMetrics:
     if row.metrics:
         return VersionMetrics.model_validate_json(row.metrics)
     bodies = connection.execute(
-        sa.select(EVENTS.c.body)
-        .where(EVENTS.c.job_id == row.job_id, EVENTS.c.kind == "epoch")
-        .order_by(EVENTS.c.number)
+        sa.select(EVENTS.c.body).where(*_of_kind(row.job_id, "epoch")).order_by(EVENTS.c.number)
     ).scalars()
     events = {event.epoch: event for event in map(EpochEvent.model_validate_json, bodies)}  # an attempt may repeat one
     return VersionMetrics(

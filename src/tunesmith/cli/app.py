@@ -22,6 +22,7 @@ from typer.core import TyperGroup
 from tunesmith import __version__
 from tunesmith.cli.output import Output, silence
 from tunesmith.errors import (
+    REFERENCE,
     Conflict,
     InputRefused,
     JobFailed,
@@ -49,20 +50,24 @@ COMMANDS = {
     "demo": "Fine-tune the bundled model on the bundled data, on any machine.",
     "finetune": "Fine-tune a model on a dataset, the whole way in the foreground.",
     "plan": "Show what a fine-tuning run would do and cost; start nothing.",
-    "model": "List, show and register base models.",
+    "model": "Search, show, register and download base models.",
+    "download": "Downloads of base models: list, show, cancel, resume.",
     "dataset": "Check a file; list, show and upload datasets.",
-    "job": "Submit, watch, list, show, resume, pause, cancel and clone jobs.",
+    "job": "Submit, watch, list, show, resume, pause, cancel, clone and delete jobs.",
     "version": "List, show, compare, alias and export model versions.",
     "chat": "Talk to a base model or a model version.",
     "version-set": "List and show sets of model versions.",
-    "location": "Declare, check and browse places of datasets and results.",
+    "location": "Declare, change, check and browse places of datasets and results.",
     "log": "List and make named logs.",
     "network": "List and declare networks.",
+    "shape": "Show the machines that jobs may run on.",
+    "quota": "Show and change what a principal may take up.",
     "token": "List, make and revoke tokens of the service.",
     "audit": "List who changed what.",
     "state": "Show, back up, restore and clean the state folder.",
     "system": "Show the server: release, disk, devices, queue.",
     "serve": "Serve the REST API, and run the jobs submitted to it.",
+    "bench": "Measure how fast this machine trains, beside what it can do.",
     "doctor": "Show what this machine has, and the one command that mends what is wrong.",
 }
 
@@ -123,6 +128,8 @@ def run(arguments: Sequence[str] | None = None) -> int:
         code = app(words, prog_name="tunesmith", standalone_mode=False)
         return code if isinstance(code, int) else 0
     except TunesmithError as error:
+        if error.hint == REFERENCE:
+            error.hint = f"See `{_command_of(words)} --help`."
         output.error(error.form())
         return exit_code_of(error)
     except typer.TyperException as error:
@@ -140,7 +147,7 @@ def run(arguments: Sequence[str] | None = None) -> int:
         silence(sys.stdout)
         return 0
     except Exception as error:  # noqa: BLE001  # the edge of the process
-        told = _disk_full(error) or _fault_of_ours(error)
+        told = _disk_full(error) or _name_too_long(error) or _fault_of_ours(error)
         output.error(told.form())
         return exit_code_of(told)
     finally:
@@ -161,6 +168,15 @@ def _flush() -> None:
             silence(stream)
 
 
+def _command_of(words: Sequence[str]) -> str:
+    """`tunesmith job submit`: what was run, without its arguments."""
+    if not words or words[0] not in COMMANDS:
+        return "tunesmith"
+    command = LazyCommands().get_command(None, words[0])
+    is_verb = isinstance(command, TyperGroup) and len(words) > 1 and words[1] in command.commands
+    return " ".join(["tunesmith", *words[: 2 if is_verb else 1]])
+
+
 def _usage_form(error: typer.TyperException, words: Sequence[str]) -> Any:
     context = getattr(error, "ctx", None)
     named = f"tunesmith {words[0]}" if words and words[0] in COMMANDS else "tunesmith"
@@ -179,6 +195,17 @@ def _disk_full(error: Exception) -> TunesmithError | None:
         f"The disk is full: {error.filename or 'a file of TUNESMITH_HOME'} could not be written.",
         field="TUNESMITH_HOME",
         hint="Free some space, then start again, or go on with a job by `tunesmith job resume`.",
+    )
+
+
+def _name_too_long(error: Exception) -> TunesmithError | None:
+    if not isinstance(error, OSError) or error.errno != errno.ENAMETOOLONG:
+        return None
+    named = f"{str(error.filename)[:60]!r}..." if error.filename else "A name"
+    return InputRefused(
+        "BAD_LOCATION",
+        f"{named} is too long for the file system (often 255 bytes a name).",
+        hint="Write a shorter one.",
     )
 
 

@@ -20,6 +20,7 @@ from tunesmith.text import visible
 
 if TYPE_CHECKING:
     from tunesmith.client.synchronous.client import Client
+    from tunesmith.spec.api import Uses
 
 MAXIMUM_CELL = 60
 MAXIMUM_COMPLETIONS = 50
@@ -74,6 +75,14 @@ def tell_fields(output: Output, fields: dict[str, Any]) -> None:
         output.say(f"{name:<{width}}  {_words(value)}")
 
 
+def tell_uses(output: Output, uses: Uses) -> None:
+    """What uses an object, one a line."""
+    for each in (*uses.datasets, *uses.jobs):
+        output.say(each)
+    if not uses.datasets and not uses.jobs:
+        output.say("Nothing uses it now.")
+
+
 def _words(value: Any) -> str:
     if isinstance(value, Mapping):
         return ", ".join(f"{name}={each}" for name, each in cast(Mapping[str, Any], value).items())
@@ -112,7 +121,7 @@ def given(**fields: Any) -> dict[str, Any]:
 
 
 @contextmanager
-def upload_bar(output: Output) -> Generator[Callable[[int, int], None] | None]:
+def bytes_bar(output: Output) -> Generator[Callable[[int, int], None] | None]:
     """A bar of bytes on a terminal; nothing elsewhere."""
     if not output.human.isatty():
         yield None
@@ -123,7 +132,7 @@ def upload_bar(output: Output) -> Generator[Callable[[int, int], None] | None]:
 
     with Progress(BarColumn(), DownloadColumn(), TransferSpeedColumn(), console=console(output), transient=True) as bar:
         task = bar.add_task("", total=None)
-        yield lambda done, total: bar.update(task, completed=done, total=total)
+        yield lambda done, total: bar.update(task, completed=done, total=total or None)
 
 
 # ---- the completion of ids: short, and silent whatever happens

@@ -16,13 +16,11 @@ from tunesmith.cli.output import Output
 from tunesmith.cli.report import gigabytes
 from tunesmith.errors import MachineCannot, TunesmithError
 from tunesmith.jobs.home import home_path, open_home
-from tunesmith.plan.machine import Machine, this_machine
+from tunesmith.plan.machine import Machine, machine_notices, this_machine
 
 app = typer.Typer(rich_markup_mode=None, pretty_exceptions_enable=False, add_completion=False)
 
 LIBRARIES = ("torch", "transformers", "tokenizers", "safetensors", "numpy", "pydantic", "orjson", "typer", "rich")
-LEAST_DISK_BYTES = 1_000_000_000
-LEAST_MEMORY_BYTES = 1_000_000_000
 
 
 @app.command()
@@ -95,17 +93,8 @@ def problems(
             command="export TUNESMITH_HOME=$HOME/tunesmith",
             stops=True,
         )
-    if machine.gpus and machine.torch_version is not None and not machine.has_cuda_torch:
-        add(
-            "TORCH_WITHOUT_CUDA",
-            f"{machine.gpus[0].name} cannot be used: torch {machine.torch_version} has no CUDA build.",
-            command="python -m pip install --force-reinstall torch",
-            stops=False,
-        )
-    if free_disk < LEAST_DISK_BYTES:
-        add("DISK_FULL", f"{gigabytes(free_disk)} of disk are free at TUNESMITH_HOME.", command=None, stops=False)
-    if machine.free_memory_bytes < LEAST_MEMORY_BYTES:
-        add("OUT_OF_MEMORY", f"{gigabytes(machine.free_memory_bytes)} of memory are free.", command=None, stops=False)
+    for notice in machine_notices(machine, free_disk_bytes=free_disk):
+        add(notice.code, notice.message, command=notice.hint, stops=False)
     return found
 
 

@@ -13,6 +13,7 @@ from tunesmith.cli.output import Output
 from tunesmith.cli.report import Reporter, duration, gigabytes
 from tunesmith.jobs.home import open_home
 from tunesmith.jobs.launcher import Standby
+from tunesmith.jobs.models import needs_transformers
 from tunesmith.plan.machine import this_machine
 
 if TYPE_CHECKING:
@@ -35,7 +36,8 @@ def fine_tune(values: dict[str, Any], *, output: Output, next_command: str | Non
     request, settings = read_run(values)
     home = open_home(os.environ)
     with Standby(os.environ, folder=home.root) as standby:
-        standby.start(needs_cuda=this_machine(os.environ).device == "cuda")
+        device = this_machine(os.environ).device
+        standby.start(needs_cuda=device == "cuda", needs_transformers=needs_transformers(request.model, device=device))
         # here, while the worker imports its own: these bring the database along, a quarter of a second
         from tunesmith.cli.running import run_in_foreground
         from tunesmith.jobs.finetune import prepare_job, submit

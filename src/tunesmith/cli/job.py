@@ -1,4 +1,4 @@
-"""`tunesmith job list | show | logs | resume | pause | cancel`, and `submit | clone | watch` of a server's jobs.
+"""`tunesmith job list | show | curves | logs | resume | pause | cancel | delete`, and `submit | clone | watch`.
 
 Without TUNESMITH_URL the first six work on this machine's state folder, with or without its server.
 """
@@ -8,18 +8,20 @@ from __future__ import annotations
 import inspect
 import os
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from tunesmith.cli.connected import JsonOption, LimitOption, complete_job
+from tunesmith.cli.connected import JsonOption, LimitOption, complete_job, connected, tell_table
 from tunesmith.cli.options import with_run_options
 from tunesmith.cli.output import Output
-from tunesmith.errors import UsageFault
+from tunesmith.errors import TunesmithError, UsageFault
+from tunesmith.spec.jobs import FINAL_STATES, JobState
 
 if TYPE_CHECKING:
     from tunesmith.jobs.state import State
+    from tunesmith.spec.api import JobDetail, JobView
     from tunesmith.spec.jobs import JobRecord
 
 PriorityOption = Annotated[
@@ -29,10 +31,11 @@ RunLimitOption = Annotated[
     int | None, typer.Option("--run-limit-seconds", min=1, help="Running time after which it fails.")
 ]
 SEEN_TO_SECONDS = 15.0
+NO_SERVER = "No server runs; `tunesmith serve` starts it, or `job resume` runs it in the foreground."
 
 app = typer.Typer(
     rich_markup_mode=None, pretty_exceptions_enable=False, add_completion=False, no_args_is_help=True,
-    help="Submit, watch, list, show, resume, pause, cancel and clone jobs.",
+    help="Submit, watch, list, show, resume, pause, cancel, clone and delete jobs.",
 )  # fmt: skip
 
 JobArgument = Annotated[str, typer.Argument(metavar="JOB", help="A job's id.", autocompletion=complete_job)]
@@ -41,79 +44,161 @@ WatchOption = Annotated[bool, typer.Option("--watch", help="Show it until it end
 
 @app.callback()
 def job() -> None:
-    """Submit, watch, list, show, resume, pause, cancel and clone jobs."""
+    """Submit, watch, list, show, resume, pause, cancel, clone and delete jobs."""
 
 
 @app.command("list")
-def list_(limit: LimitOption = None, json_wanted: JsonOption = False) -> int:
+def list_(
+    search: Annotated[
+        str | None, typer.Option("--search", help="Only those whose id, name or model version holds it.")
+    ] = None,
+    state: Annotated[JobState | None, typer.Option("--state", help="Only those in this state.")] = None,
+    limit: LimitOption = None,
+    json_wanted: JsonOption = False,
+) -> int:
     """List the jobs, the newest first."""
     output = Output(json_wanted=json_wanted)
-    if _is_elsewhere():
-        return _over_client().list_(limit=limit, output=output)
-    records = _open().jobs.records()[:limit]
-    if json_wanted:
-        output.result({"jobs": [record.as_json() for record in records]})
-        return 0
-    if not records:
-        output.say("No jobs yet. `tunesmith demo` runs the first one.")
-    for record in records:
-        state = record.state.value + (f" ({record.phase})" if record.phase else "")
-        output.say(f"{record.job_id}  {record.created_at[:19]}  {state:<26}  {record.model_version}  {record.name}")
+    if _is_elsewhere() or search is not None:
+        return _over_client().list_(search=search, state=state, limit=limit, output=output)
+    own = _open()
+    views = _with_places(own, own.jobs.records(states=[state] if state is not None else [], limit=limit))
+    if not json_wanted:
+        tell_jobs(views, output=output)
+    output.result({"jobs": [view.as_json() for view in views]})
     return 0
+
+
+def tell_jobs(views: Sequence[JobView], *, output: Output) -> None:
+    rows = [
+        (
+            each.job_id,
+            each.created_at[:19],
+            each.state.value + (f" ({each.phase})" if each.phase else ""),
+            each.position,
+            each.model_version,
+            each.name,
+        )
+        for each in views
+    ]
+    headings = ("id", "created", "state", "place", "version", "name")
+    tell_table(output, headings, rows, none="No jobs yet. `tunesmith demo` runs the first one.")
+
+
+def _with_places(state: State, records: Sequence[JobRecord]) -> list[JobView]:
+    """Records with how far they are, and with their places in the queue, which only a server that runs knows."""
+    from tunesmith.jobs.detail import progress_of
+    from tunesmith.spec.api import JobView
+
+    queued = [
+        each.job_id
+        for each in records
+        if each.state is JobState.ACCEPTED and not each.is_foreground and not each.is_paused
+    ]
+    places = _places(queued) if queued else {}
+    running = [each.job_id for each in records if each.state in (JobState.IN_PROGRESS, JobState.CANCELING)]
+    with state.database.read() as connection:
+        progress = progress_of(connection, running) if running else {}
+    return [
+        JobView.model_validate(
+            {**each.model_dump(), "progress": progress.get(each.job_id), **places.get(each.job_id, {})}
+        )
+        for each in records
+    ]
+
+
+def _places(job_ids: Sequence[str]) -> dict[str, dict[str, Any]]:
+    from tunesmith.client.connection import running_server  # 0.3 s
+    from tunesmith.jobs.home import home_path
+
+    if running_server(home_path(os.environ)) is None:
+        return {job_id: {"waiting_reason": NO_SERVER} for job_id in job_ids}
+    places: dict[str, dict[str, Any]] = {}
+    try:
+        with connected() as client:
+            for job_id in job_ids:
+                found = client.jobs.view(job_id)
+                places[job_id] = {"position": found.position, "waiting_reason": found.waiting_reason}
+    except TunesmithError:
+        pass  # it ended just now, or is busy: what the state folder knows is told all the same
+    return places
 
 
 @app.command()
 def show(job: JobArgument, json_wanted: JsonOption = False) -> int:
     """Show a job: its state, its settings, its epochs, its verdict."""
-    from tunesmith.cli.report import EPOCH_HEADER, epoch_line, tell_samples, tell_verdict
-    from tunesmith.cli.running import tell_artifact
-    from tunesmith.jobs.events import job_result, read_history
-    from tunesmith.jobs.records import read_job_file
-
     output = Output(json_wanted=json_wanted)
     if _is_elsewhere():
         return _over_client().show(job, output=output)
+    from tunesmith.jobs.detail import job_detail
+
     state = _open()
-    folder = state.folder(job)
-    record, result, history = state.jobs.read(job), job_result(state.jobs, folder), read_history(state.jobs, job)
-    request, asked = state.jobs.asked(job)
-    job_file = read_job_file(folder) if folder.job_file.exists() else None  # None: not prepared yet
-    if json_wanted:
-        shown: dict[str, Any] = {
-            **result.as_json(),
-            "record": record.as_json(),
-            "settings": (job_file.settings if job_file else asked).as_json(),
-            "plan_reasons": job_file.plan_reasons if job_file else {},
-            "notices": [notice.model_dump(mode="json") for notice in history.notices],
-            "samples": [sample.as_json() for sample in history.samples],
-            "folder": str(folder.path),
-        }
-        output.result(shown)
-        return 0
-    output.say(f"{record.job_id}  {record.name}")
-    if request.description:
-        output.say(request.description)
-    output.say(f"state     {record.state.value}" + (f", phase {record.phase}" if record.phase else ""))
-    output.say(f"base      {job_file.base.name if job_file else request.model}")
-    output.say(f"version   {record.model_version}")
-    output.say(f"created   {record.created_at}" + (f", finished {record.finished_at}" if record.finished_at else ""))
-    output.say(f"attempts  {record.attempts}")
-    output.say(f"folder    {folder.path}")
-    if history.last_step is not None and result.verdict is None:
-        output.say(f"step      {history.last_step.step:,} of {history.last_step.steps:,}")
-    if history.epochs:
+    [view] = _with_places(state, [state.jobs.read(job)])
+    tell_job(job_detail(view, state=state, with_folder=True), output=output)
+    return 0
+
+
+def tell_job(detail: JobDetail, *, output: Output) -> None:
+    from tunesmith.cli.report import EPOCH_HEADER, epoch_line, tell_samples, tell_verdict
+    from tunesmith.cli.running import tell_artifact
+
+    if output.json_wanted:
+        output.result(detail.as_json())
+        return
+    view = detail.record
+    output.say(f"{view.job_id}  {view.name}")
+    if detail.request.description:
+        output.say(detail.request.description)
+    output.say(f"state     {view.state.value}" + (f", phase {view.phase}" if view.phase else ""))
+    if view.waiting_reason and view.finished_at is None:
+        place = f"number {view.position} in the queue: " if view.position else ""
+        output.say(f"waits     {place}{view.waiting_reason}")
+    output.say(f"base      {detail.request.model}")
+    output.say(f"version   {view.model_version}")
+    output.say(f"created   {view.created_at}" + (f", finished {view.finished_at}" if view.finished_at else ""))
+    output.say(f"attempts  {view.attempts}")
+    if detail.folder is not None:
+        output.say(f"folder    {detail.folder}")
+    if view.progress is not None and detail.verdict is None:
+        output.say(f"step      {view.progress.step:,} of {view.progress.steps:,}")
+    if detail.base is not None:
         output.say(EPOCH_HEADER)
-    for epoch in sorted(history.epochs.values(), key=lambda epoch: epoch.epoch):
+        output.say(epoch_line(0, detail.base.training, detail.base.validation))
+    for epoch in detail.epochs:
         output.say(epoch_line(epoch.epoch, epoch.training, epoch.validation))
-    for notice in history.notices:
+    for notice in detail.notices:
         output.say(f"! {notice.message}" + (f" {notice.hint}" if notice.hint else ""))
-    tell_samples(output, history.samples)
-    if result.verdict is not None:
-        tell_verdict(output, result.verdict)
-    if result.artifact_uri is not None:
-        tell_artifact(output, result)
-    if record.failure is not None:
-        output.say(f"{record.failure['code']}: {record.failure['message']} {record.failure['hint'] or ''}".rstrip())
+    tell_samples(output, detail.samples)
+    if detail.verdict is not None:
+        tell_verdict(output, detail.verdict)
+    if detail.artifact_uri is not None:
+        tell_artifact(output, detail)
+    if detail.failure is not None:
+        output.say(f"{detail.failure['code']}: {detail.failure['message']} {detail.failure['hint'] or ''}".rstrip())
+
+
+@app.command()
+def curves(
+    job: JobArgument,
+    points: Annotated[int, typer.Option("--points", min=4, max=4000, help="At most this many steps.")] = 20,
+    first: Annotated[int, typer.Option("--first", min=1, help="Only steps from this one on.")] = 1,
+    last: Annotated[int | None, typer.Option("--last", min=1, help="Only steps up to this one.")] = None,
+    json_wanted: JsonOption = False,
+) -> int:
+    """Show a job's loss, learning rate, speed and memory by step; of many steps the first, the last, the extremes."""
+    output = Output(json_wanted=json_wanted)
+    with connected() as client:
+        found = client.jobs.curves(job, points=points, first=first, last=last)
+    if not json_wanted:
+        rows = [
+            (step, f"{loss:.4f}", f"{rate:.3g}", f"{norm:.3g}", f"{speed:,.0f}", f"{memory / 1e9:.2f} GB")
+            for step, loss, rate, norm, speed, memory in zip(
+                found.step, found.loss, found.learning_rate, found.gradient_norm, found.tokens_per_second,
+                found.memory_bytes, strict=True,
+            )
+        ]  # fmt: skip
+        headings = ("step", "loss", "learning rate", "gradient norm", "tokens/s", "memory")
+        tell_table(output, headings, rows, none="No step has ended yet.")
+    output.result(found.as_json())
     return 0
 
 
@@ -121,14 +206,20 @@ def show(job: JobArgument, json_wanted: JsonOption = False) -> int:
 def logs(
     job: JobArgument,
     lines: Annotated[int, typer.Option("--lines", min=1, help="How many lines from the end.")] = 200,
+    search: Annotated[str | None, typer.Option("--search", help="Only lines that hold this text.")] = None,
+    download: Annotated[
+        str | None, typer.Option("--download", metavar="FILE", help="Write the whole log into a new file.")
+    ] = None,
     json_wanted: JsonOption = False,
 ) -> int:
-    """Show the end of a job's worker log."""
+    """Show the end of a job's worker log, search it, or download it."""
     from tunesmith.jobs.records import last_lines
 
     output = Output(json_wanted=json_wanted)
-    if _is_elsewhere():
-        return _over_client().logs(job, lines=lines, output=output)
+    if download is not None:
+        return _over_client().download_log(job, download, output=output)
+    if _is_elsewhere() or search is not None:
+        return _over_client().logs(job, lines=lines, search=search, output=output)
     folder = _open().folder(job)
     found = last_lines(folder.worker_log, lines=lines)
     if json_wanted:
@@ -145,12 +236,13 @@ def logs(
 def resume(job: JobArgument, json_wanted: JsonOption = False) -> int:
     """Go on with a job in the foreground, from its newest checkpoint or beside its living worker.
 
-    A finished job tells its result again. With TUNESMITH_URL that server goes on with it.
+    One that another process looks after is followed to the same end; Ctrl-C ends the following alone. A finished job
+    tells its result again. With TUNESMITH_URL that server goes on with it.
     """
     from tunesmith.cli.report import Reporter
     from tunesmith.cli.running import run_in_foreground
-    from tunesmith.jobs.wishes import resume
-    from tunesmith.spec.jobs import FINAL_STATES
+    from tunesmith.jobs.wishes import ask
+    from tunesmith.spec.catalog import LOCAL_USER
 
     output = Output(json_wanted=json_wanted)
     if _is_elsewhere():
@@ -158,38 +250,38 @@ def resume(job: JobArgument, json_wanted: JsonOption = False) -> int:
     state = _open()
     record = state.jobs.read(job)
     if record.is_paused and record.state not in FINAL_STATES:
-        resume(state.jobs, job)
+        ask(state.jobs, job, "resume", actor=LOCAL_USER)
     return run_in_foreground(lambda: state.folder(job), state=state, output=output, reporter=Reporter(output))
 
 
 @app.command()
 def cancel(job: JobArgument, json_wanted: JsonOption = False) -> int:
     """End a job for good, whoever looks after it; its worker gets a few seconds to end."""
-    from tunesmith.jobs.wishes import cancel
-    from tunesmith.spec.jobs import JobState
+    from tunesmith.jobs.wishes import ask
+    from tunesmith.spec.catalog import LOCAL_USER
 
     output = Output(json_wanted=json_wanted)
     if _is_elsewhere():
         return _over_client().act(job, "cancel", output=output)
     state = _open()
-    cancel(state.jobs, job)
+    ask(state.jobs, job, "cancel", actor=LOCAL_USER)
     record = _seen_to(state, job, until=lambda record: record.state is not JobState.CANCELING)
     output.say(f"{job} is {record.state}.")
-    output.result(record.as_json())
+    _tell_result(state, record, output=output)
     return 0
 
 
 @app.command()
 def pause(job: JobArgument, json_wanted: JsonOption = False) -> int:
     """Stop a job with a checkpoint, or keep it from starting, until it is resumed."""
-    from tunesmith.jobs.wishes import pause
-    from tunesmith.spec.jobs import FINAL_STATES, JobState
+    from tunesmith.jobs.wishes import ask
+    from tunesmith.spec.catalog import LOCAL_USER
 
     output = Output(json_wanted=json_wanted)
     if _is_elsewhere():
         return _over_client().act(job, "pause", output=output)
     state = _open()
-    pause(state.jobs, job)
+    ask(state.jobs, job, "pause", actor=LOCAL_USER)
     record = _seen_to(
         state,
         job,
@@ -201,7 +293,7 @@ def pause(job: JobArgument, json_wanted: JsonOption = False) -> int:
     output.say(
         f"{job} will wait as soon as its worker has written a checkpoint." if waits else f"{job} is {_how(record)}."
     )
-    output.result(record.as_json())
+    _tell_result(state, record, output=output)
     return 0
 
 
@@ -265,6 +357,27 @@ def watch(job: JobArgument, json_wanted: JsonOption = False) -> int:
     return _over_client().watch(job, output=Output(json_wanted=json_wanted))
 
 
+@app.command()
+def delete(
+    job: JobArgument,
+    yes: Annotated[bool, typer.Option("--yes", help="Delete it; without this nothing is deleted.")] = False,
+    json_wanted: JsonOption = False,
+) -> int:
+    """Tell what deleting a job that has ended removes and what it keeps; with --yes, delete it."""
+    output = Output(json_wanted=json_wanted)
+    with connected() as client:
+        found = client.jobs.deletion(job)
+        for heading, lines in (("Goes:", found.goes), ("Stays:", found.stays)):
+            output.say(heading)
+            for line in lines:
+                output.say(f"  {line}")
+        if yes:
+            client.jobs.delete(job)
+    output.say(f"Deleted {job}." if yes else "Nothing was deleted. --yes deletes it.")
+    output.result({"deleted": yes, **found.as_json()})
+    return 0
+
+
 def _is_elsewhere() -> bool:
     return bool(os.environ.get("TUNESMITH_URL"))
 
@@ -274,6 +387,11 @@ def _over_client() -> Any:
     from tunesmith.cli import served_job
 
     return served_job
+
+
+def _tell_result(state: State, record: JobRecord, *, output: Output) -> None:
+    if output.json_wanted:
+        output.result(_with_places(state, [record])[0].as_json())
 
 
 def _how(record: JobRecord) -> str:

@@ -1,4 +1,4 @@
-"""`tunesmith log list | show | add | edit | delete`: named logs, with how much and how long they keep."""
+"""`tunesmith log list | show | search | download | uses | add | edit | delete`: named logs and what they keep."""
 
 from __future__ import annotations
 
@@ -10,12 +10,14 @@ from tunesmith.cli.connected import (
     DescriptionOption,
     JsonOption,
     LimitOption,
+    SearchOption,
     complete_log,
     connected,
     given,
     noun,
     tell_fields,
     tell_table,
+    tell_uses,
 )
 from tunesmith.cli.output import Output
 
@@ -28,11 +30,11 @@ Bytes = Annotated[int | None, typer.Option("--maximum-bytes", help="Of all its j
 
 
 @app.command("list")
-def list_(limit: LimitOption = None, json_wanted: JsonOption = False) -> int:
+def list_(search: SearchOption = None, limit: LimitOption = None, json_wanted: JsonOption = False) -> int:
     """List the named logs."""
     output = Output(json_wanted=json_wanted)
     with connected() as client:
-        logs = client.logs.list(limit=limit)
+        logs = client.logs.list(search=search, limit=limit)
     if not json_wanted:
         rows = [(each.name, each.retention_days, each.maximum_bytes, each.description) for each in logs]
         tell_table(
@@ -51,6 +53,56 @@ def show(log: Log, json_wanted: JsonOption = False) -> int:
     if not json_wanted:
         tell_fields(output, view.as_json())
     output.result(view.as_json())
+    return 0
+
+
+@app.command()
+def search(
+    log: Log,
+    text: Annotated[str, typer.Argument(metavar="TEXT", help="Lines that hold it; upper and lower case are alike.")],
+    lines: Annotated[int, typer.Option("--lines", min=1, max=10_000, help="At most so many, the newest.")] = 200,
+    json_wanted: JsonOption = False,
+) -> int:
+    """Search what all the jobs of a named log wrote."""
+    output = Output(json_wanted=json_wanted)
+    with connected() as client:
+        found = client.logs.lines(log, lines=lines, search=text)
+    for each in found:
+        output.say(f"{each.job_id}  {each.line}")
+    if not found:
+        output.say("No line holds it.")
+    output.result({"log": log, "lines": [each.as_json() for each in found]})
+    return 0
+
+
+@app.command()
+def download(
+    log: Log,
+    target: Annotated[str | None, typer.Argument(metavar="FILE", help="A new file; default: LOG.log.")] = None,
+    json_wanted: JsonOption = False,
+) -> int:
+    """Write what a named log keeps of all its jobs into one file."""
+    from tunesmith.client.export import require_new_file
+
+    output = Output(json_wanted=json_wanted)
+    path = require_new_file(target or f"{log}.log")
+    with connected() as client:
+        client.logs.download(log, path)
+    size = path.stat().st_size
+    output.say(f"Wrote {path} ({size:,} bytes)")
+    output.result({"log": log, "path": str(path.absolute()), "bytes": size})
+    return 0
+
+
+@app.command()
+def uses(log: Log, json_wanted: JsonOption = False) -> int:
+    """List what uses it now, and so forbids deleting it."""
+    output = Output(json_wanted=json_wanted)
+    with connected() as client:
+        found = client.logs.uses(log)
+    if not json_wanted:
+        tell_uses(output, found)
+    output.result({"log": log, **found.as_json()})
     return 0
 
 

@@ -1,4 +1,4 @@
-"""`tunesmith network list | show | add | delete`: the networks of the replicas of a job."""
+"""`tunesmith network list | show | uses | add | edit | delete`: the networks of the replicas of a job."""
 
 from __future__ import annotations
 
@@ -10,11 +10,14 @@ from tunesmith.cli.connected import (
     DescriptionOption,
     JsonOption,
     LimitOption,
+    SearchOption,
     complete_network,
     connected,
+    given,
     noun,
     tell_fields,
     tell_table,
+    tell_uses,
 )
 from tunesmith.cli.output import Output
 
@@ -23,11 +26,11 @@ Network = Annotated[str, typer.Argument(metavar="NETWORK", help="Its name.", aut
 
 
 @app.command("list")
-def list_(limit: LimitOption = None, json_wanted: JsonOption = False) -> int:
+def list_(search: SearchOption = None, limit: LimitOption = None, json_wanted: JsonOption = False) -> int:
     """List the networks."""
     output = Output(json_wanted=json_wanted)
     with connected() as client:
-        networks = client.networks.list(limit=limit)
+        networks = client.networks.list(search=search, limit=limit)
     if not json_wanted:
         rows = [(each.name, each.cidr, each.interface, each.description) for each in networks]
         tell_table(
@@ -50,6 +53,18 @@ def show(network: Network, json_wanted: JsonOption = False) -> int:
 
 
 @app.command()
+def uses(network: Network, json_wanted: JsonOption = False) -> int:
+    """List what uses it now, and so forbids deleting it."""
+    output = Output(json_wanted=json_wanted)
+    with connected() as client:
+        found = client.networks.uses(network)
+    if not json_wanted:
+        tell_uses(output, found)
+    output.result({"network": network, **found.as_json()})
+    return 0
+
+
+@app.command()
 def add(
     network: Annotated[str, typer.Argument(metavar="NETWORK", help="A name for it.")],
     cidr: Annotated[str, typer.Argument(metavar="CIDR", help="The network of the machines, as in 10.0.0.0/24.")],
@@ -66,6 +81,30 @@ def add(
     with connected() as client:
         view = client.networks.add(new)
     output.say(f"Network {view.name}: {view.cidr}")
+    output.result(view.as_json())
+    return 0
+
+
+@app.command()
+def edit(
+    network: Network,
+    cidr: Annotated[str | None, typer.Option("--cidr", help="The network of the machines, as in 10.0.0.0/24.")] = None,
+    interface: Annotated[
+        str | None, typer.Option("--interface", help="As in eth0; an empty text takes it away.")
+    ] = None,
+    description: DescriptionOption = None,
+    json_wanted: JsonOption = False,
+) -> int:
+    """Change a network; what is not named stays as it is."""
+    from tunesmith.cli.checked import checked
+    from tunesmith.spec.catalog import NetworkChange
+
+    output = Output(json_wanted=json_wanted)
+    wanted = given(cidr=cidr, interface=interface, description=description)
+    with connected() as client:
+        view = client.networks.edit(network, checked(NetworkChange, **wanted))
+    if not json_wanted:
+        tell_fields(output, view.as_json())
     output.result(view.as_json())
     return 0
 

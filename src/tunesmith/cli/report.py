@@ -18,6 +18,7 @@ from tunesmith.spec.metrics import (
     AttemptEvent,
     EpochEvent,
     NoticeEvent,
+    PathEvent,
     PhaseEvent,
     Sample,
     SamplesEvent,
@@ -132,6 +133,10 @@ class Reporter:
                 self.say(epoch_line(event.epoch, event.training, event.validation))
             case NoticeEvent():
                 self.notice(event)
+            case PathEvent():
+                compiled = ", layers compiled at their first use" if event.is_compiled else ""
+                twice = f", {event.checkpointed_layers} layers computed twice" if event.checkpointed_layers else ""
+                self.say(f"Path: {event.path} ({event.reason}){compiled}{twice}")
             case AttemptEvent() if event.resumed_at > 0:
                 self.say(f"Attempt {event.attempt} goes on after step {event.resumed_at}.")
             case SamplesEvent():
@@ -209,7 +214,7 @@ def tell_samples(output: Output, samples: list[Sample]) -> None:
     for heading in ("prompt", "expected", "base", "tuned"):
         table.add_column(heading, ratio=1, overflow="fold")
     for sample in samples:
-        cells = (sample.prompt, sample.expected, sample.base, sample.tuned)
+        cells = (sample.prompt, sample.expected, sample.base_shown, sample.tuned_shown)
         table.add_row(*(Text(visible(_short(cell), keep_newlines=True)) for cell in cells))
     console(output).print(table)
 

@@ -5,13 +5,13 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Generator
 from contextlib import contextmanager
-from pathlib import Path
 from urllib.parse import unquote, urlsplit
 
 from tunesmith.cli.app import EXIT_INTERRUPTED, exit_code_of
 from tunesmith.cli.output import Output
 from tunesmith.cli.report import Reporter, gigabytes, tell_samples, tell_verdict
 from tunesmith.errors import MachineCannot
+from tunesmith.jobs.follow import run_or_follow
 from tunesmith.jobs.launcher import Standby
 from tunesmith.jobs.records import JobFolder
 from tunesmith.jobs.state import State
@@ -35,17 +35,24 @@ def run_in_foreground(
         folder = find()
         reporter.say(f"Job {folder.job_id}")
         with reporter, _telling_who_took_it():
-            ended = run_job(
+            ended = run_or_follow(
                 folder,
                 state=state,
-                environment=os.environ,
                 on_event=reporter.event,
                 wish=wish,
-                prepare=lambda lease, record: _prepare(lease, record, state=state, wish=wish),
-                standby=standby,
+                run=lambda told: run_job(
+                    folder,
+                    state=state,
+                    environment=os.environ,
+                    on_event=reporter.event,
+                    wish=wish,
+                    prepare=lambda lease, record: _prepare(lease, record, state=state, wish=wish),
+                    standby=standby,
+                    told=told,
+                ),
             )
     tell_ending(ended, output=output, reporter=reporter, next_command=next_command)
-    if ended.ending is Ending.STOPPED:
+    if ended.ending in (Ending.STOPPED, Ending.LEFT):
         return EXIT_INTERRUPTED
     return exit_code_of(ended.error) if ended.error is not None else 0
 
@@ -93,4 +100,5 @@ def tell_artifact(output: Output, result: JobResult) -> None:
     memory = f"peak memory {gigabytes(result.peak_memory_bytes)}" if result.peak_memory_bytes else ""
     figures = ", ".join(word for word in (f"best epoch {result.best_epoch}", speed, memory) if word)
     output.say(f"Model version {result.model_version} ({figures})")
-    output.say(f"Artifact: {Path(unquote(urlsplit(result.artifact_uri).path))}")
+    parts = urlsplit(result.artifact_uri)
+    output.say(f"Artifact: {unquote(parts.path) if parts.scheme == 'file' else result.artifact_uri}")

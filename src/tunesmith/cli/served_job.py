@@ -9,21 +9,21 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any, Literal
 
 from tunesmith.cli.app import EXIT_INTERRUPTED, Interrupted, exit_code_of
-from tunesmith.cli.connected import connected, tell_fields, upload_bar
+from tunesmith.cli.connected import bytes_bar, connected
 from tunesmith.cli.output import Output
 from tunesmith.errors import JobFailed, from_form
 
 if TYPE_CHECKING:
     from tunesmith.client import Client, Job
     from tunesmith.spec.api import JobView
-    from tunesmith.spec.jobs import JobResult
+    from tunesmith.spec.jobs import JobResult, JobState
 
 
 def submit(wanted: dict[str, Any], *, watch: bool, output: Output) -> int:
     """wanted: fields of a submission; `model` and `dataset` among them."""
     model, dataset = wanted.pop("model"), wanted.pop("dataset")
     with connected() as client:
-        with upload_bar(output) as progress:
+        with bytes_bar(output) as progress:
             job = client.jobs.submit(model, dataset, progress=progress, **wanted)
         return _accepted(client, job, watch=watch, output=output)
 
@@ -35,6 +35,8 @@ def clone(job_id: str, changes: dict[str, Any], *, watch: bool, output: Output) 
 
 def _accepted(client: Client, job: Job, *, watch: bool, output: Output) -> int:
     output.say(f"Job {job.job_id} makes {job.model_version}")
+    for notice in job.notices:
+        output.say(f"! {notice.message}" + (f" {notice.hint}" if notice.hint else ""))
     if watch:
         return _follow(client, job, output=output)
     output.say(f"Next: tunesmith job watch {job.job_id}")
@@ -88,52 +90,46 @@ def _tell_end(view: JobView, result: JobResult, *, output: Output) -> int:
 # ---- the verbs that a machine's own jobs have too
 
 
-def list_(*, limit: int | None, output: Output) -> int:
-    from tunesmith.cli.connected import tell_table
+def list_(*, search: str | None, state: JobState | None, limit: int | None, output: Output) -> int:
+    from tunesmith.cli.job import tell_jobs
 
     with connected() as client:
-        views = [job.view for job in client.jobs.list(limit=limit)]
+        views = [job.view for job in client.jobs.list(search=search, state=state, limit=limit)]
     if not output.json_wanted:
-        rows = [
-            (
-                each.job_id,
-                each.created_at[:19],
-                each.state.value + (f" ({each.phase})" if each.phase else ""),
-                each.position,
-                each.model_version,
-                each.name,
-            )
-            for each in views
-        ]
-        tell_table(output, ("id", "created", "state", "place", "version", "name"), rows, none="No jobs yet.")
+        tell_jobs(views, output=output)
     output.result({"jobs": [each.as_json() for each in views]})
     return 0
 
 
 def show(job_id: str, *, output: Output) -> int:
-    from tunesmith.cli.report import EPOCH_HEADER, epoch_line
+    from tunesmith.cli.job import tell_job
 
     with connected() as client:
-        view = client.jobs.view(job_id)
-        metrics = client.versions.metrics(view.model_version)
-    if not output.json_wanted:
-        tell_fields(output, {name: value for name, value in view.as_json().items() if name != "command"})
-        if metrics.epochs:
-            output.say(EPOCH_HEADER)
-        for epoch in metrics.epochs:
-            output.say(epoch_line(epoch.epoch, epoch.training, epoch.validation))
-    output.result({"job_id": view.job_id, "state": view.state.value, "record": view.as_json(),
-                   "epochs": [each.as_json() for each in metrics.epochs]})  # fmt: skip
+        detail = client.jobs.detail(job_id)
+    tell_job(detail, output=output)
     return 0
 
 
-def logs(job_id: str, *, lines: int, output: Output) -> int:
+def logs(job_id: str, *, lines: int, search: str | None, output: Output) -> int:
     with connected() as client:
-        found = client.jobs.log(job_id, lines=lines)
+        found = client.jobs.log(job_id, lines=lines, search=search)
     if not output.json_wanted:
-        for line in found or ["The log is empty: the worker had nothing to say beside its events."]:
+        empty = "The log is empty: the worker had nothing to say beside its events."
+        for line in found or [empty if search is None else "No line holds it."]:
             output.say(line)
-    output.result({"job_id": job_id, "lines": found})
+    output.result({"job_id": job_id, "path": None, "lines": found})  # the file is the server's
+    return 0
+
+
+def download_log(job_id: str, target: str, *, output: Output) -> int:
+    from tunesmith.client.export import require_new_file
+
+    path = require_new_file(target)
+    with connected() as client:
+        client.jobs.download_log(job_id, path)
+    size = path.stat().st_size
+    output.say(f"Wrote {path} ({size:,} bytes)")
+    output.result({"job_id": job_id, "path": str(path.absolute()), "bytes": size})
     return 0
 
 

@@ -101,6 +101,7 @@ def clean(
     """List what may go: checkpoints of finished jobs, caches, uploads that no dataset names, logs over their limits."""
     from tunesmith.catalog import audit
     from tunesmith.catalog.artifacts import finish_removals
+    from tunesmith.jobs.deletion import finish_deletions
     from tunesmith.jobs.home import open_home
     from tunesmith.jobs.retention import find_waste, remove
     from tunesmith.jobs.state import open_state
@@ -116,6 +117,8 @@ def clean(
     if yes:
         for model_version in finish_removals(opened.database, environment=os.environ):
             output.say(f"The files of {model_version}, which was deleted with them, are gone.")
+        for job_id in finish_deletions(opened.home, opened.database):
+            output.say(f"The folder of {job_id}, which was deleted, is gone.")
     if yes and waste:
         for each in waste:
             remove(each)

@@ -32,6 +32,9 @@ def list_(limit: LimitOption = None, json_wanted: JsonOption = False) -> int:
 @app.command()
 def create(
     name: Annotated[str, typer.Argument(metavar="NAME", help="Whose it is, or what for.")],
+    role: Annotated[
+        str, typer.Option("--role", help="admin: may do everything; user: everything but administering.")
+    ] = "user",
     days: Annotated[int | None, typer.Option("--days", help="Days until it expires; default: never.")] = None,
     json_wanted: JsonOption = False,
 ) -> int:
@@ -41,9 +44,9 @@ def create(
 
     output = Output(json_wanted=json_wanted)
     with connected() as client:
-        made = client.tokens.create(checked(NewToken, name=name, days=days))
+        made = client.tokens.create(checked(NewToken, name=name, role=role, days=days))
     if not json_wanted:
-        output.say(f"The token of {name}, shown this once; its user sets TUNESMITH_TOKEN to it:")
+        output.say(f"The token of {name} (role {role}), shown this once; its user sets TUNESMITH_TOKEN to it:")
         output.say(str(made["token"]))
     output.result(made)
     return 0

@@ -9,6 +9,7 @@ import typer
 from tunesmith.cli.connected import (
     JsonOption,
     LimitOption,
+    SearchOption,
     complete_version_set,
     connected,
     noun,
@@ -22,11 +23,11 @@ VersionSet = Annotated[str, typer.Argument(metavar="SET", help="Its name.", auto
 
 
 @app.command("list")
-def list_(limit: LimitOption = None, json_wanted: JsonOption = False) -> int:
+def list_(search: SearchOption = None, limit: LimitOption = None, json_wanted: JsonOption = False) -> int:
     """List the version sets."""
     output = Output(json_wanted=json_wanted)
     with connected() as client:
-        sets = client.version_sets.list(limit=limit)
+        sets = client.version_sets.list(search=search, limit=limit)
     if not json_wanted:
         rows = [
             (each.name, each.versions, [f"{one.alias}={one.number}" for one in each.aliases] or None, each.description)

@@ -14,7 +14,16 @@ from types import TracebackType
 from typing import TYPE_CHECKING, Any, Literal, Protocol, Self, TextIO, cast
 
 from tunesmith.client.events import Watched
-from tunesmith.spec.metrics import AnyEvent, EpochEvent, NoticeEvent, PhaseEvent, SplitMetrics, StateEvent, StepEvent
+from tunesmith.spec.metrics import (
+    AnyEvent,
+    EpochEvent,
+    EpochMetrics,
+    NoticeEvent,
+    PhaseEvent,
+    SplitMetrics,
+    StateEvent,
+    StepEvent,
+)
 from tunesmith.text import visible
 
 if TYPE_CHECKING:
@@ -90,7 +99,7 @@ class LineDisplay(_Plain):
                 self._last_step = time.monotonic()
                 self._say(_step_words(event))
             case EpochEvent():
-                self._say(", ".join(f"{name} {cell}" for name, cell in zip(COLUMNS, _cells(event), strict=True)))
+                self._say(", ".join(f"{name} {cell}" for name, cell in zip(COLUMNS, cells(event), strict=True)))
             case NoticeEvent():
                 self._say(f"! {event.message}" + (f" {event.hint}" if event.hint else ""))
             case None:
@@ -139,7 +148,7 @@ def panel(watched: Watched) -> RenderableType:
     if watched.epochs:
         table = Table(*COLUMNS, box=box.SIMPLE_HEAD)
         for number in sorted(watched.epochs):
-            table.add_row(*_cells(watched.epochs[number]))
+            table.add_row(*cells(watched.epochs[number]))
         parts.append(table)
     parts += [Text(visible(f"! {notice.message}")) for notice in watched.notices[-SHOWN_NOTICES:]]
     parts += [Text(visible(line), style="bold") for line in _closing(watched)]
@@ -167,28 +176,29 @@ class NotebookDisplay(_Plain):
 
 def html(watched: Watched) -> str:
     """The state of a job as HTML without script, style sheet or anything loaded; every text escaped."""
-    parts = [f"<p><b>{_text(_headline(watched))}</b></p>"]
+    parts = [f"<p><b>{text_html(_headline(watched))}</b></p>"]
     if watched.step is not None:
         parts.append(
-            f'<p><progress value="{watched.share:.4f}" max="1"></progress> {_text(_step_words(watched.step))}</p>'
+            f'<p><progress value="{watched.share:.4f}" max="1"></progress> {text_html(_step_words(watched.step))}</p>'
         )
     if watched.epochs:
-        parts.append(table_html(COLUMNS, [_cells(watched.epochs[number]) for number in sorted(watched.epochs)]))
+        parts.append(table_html(COLUMNS, [cells(watched.epochs[number]) for number in sorted(watched.epochs)]))
     if watched.notices:
         shown = watched.notices[-SHOWN_NOTICES:]
-        parts.append("<ul>" + "".join(f"<li>{_text(notice.message)}</li>" for notice in shown) + "</ul>")
-    parts += [f"<p>{_text(line)}</p>" for line in _closing(watched)]
+        parts.append("<ul>" + "".join(f"<li>{text_html(notice.message)}</li>" for notice in shown) + "</ul>")
+    parts += [f"<p>{text_html(line)}</p>" for line in _closing(watched)]
     return '<div class="tunesmith-job">' + "".join(parts) + "</div>"
 
 
 def table_html(columns: tuple[str, ...], rows: list[tuple[str, ...]]) -> str:
     """A table whose every cell is escaped."""
-    head = "".join(f"<th>{_text(column)}</th>" for column in columns)
-    body = "".join("<tr>" + "".join(f"<td>{_text(cell)}</td>" for cell in row) + "</tr>" for row in rows)
+    head = "".join(f"<th>{text_html(column)}</th>" for column in columns)
+    body = "".join("<tr>" + "".join(f"<td>{text_html(cell)}</td>" for cell in row) + "</tr>" for row in rows)
     return f"<table><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table>"
 
 
-def _text(text: str) -> str:
+def text_html(text: str) -> str:
+    """A user's text for HTML: escaped, its control characters written out."""
     return escape(visible(text), quote=True)
 
 
@@ -205,7 +215,7 @@ def _step_words(step: StepEvent) -> str:
     )
 
 
-def _cells(epoch: EpochEvent) -> tuple[str, ...]:
+def cells(epoch: EpochEvent | EpochMetrics) -> tuple[str, ...]:
     def pair(left: float, right: SplitMetrics | None, name: str, form: str) -> tuple[str, str]:
         return form.format(left), form.format(getattr(right, name)) if right is not None else "-"
 

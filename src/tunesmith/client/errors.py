@@ -21,6 +21,7 @@ from tunesmith.errors import (
 )
 from tunesmith.spec.api import ErrorAnswer, OpenAIErrorAnswer
 
+OTHER_RELEASE = "Are client and server of releases that fit? `tunesmith --version` and /healthz tell theirs."
 FAMILY_OF_STATUS: dict[int, type[TunesmithError]] = {
     400: InputRefused,
     401: NotPermitted,
@@ -41,8 +42,16 @@ FAMILY_OF_STATUS: dict[int, type[TunesmithError]] = {
     507: MachineCannot,
 }
 # A 422 is the fault of a dataset or model, but for these: an option is wrong, and the exit code says so.
-USAGE_CODES = frozenset({"BAD_OPTION", "OPTIONS_EXCLUDE", "UNKNOWN_FIELD", "MISSING_FIELD", "INVALID_FIELD"})
-NOT_BUILT = "NOT_BUILT"  # a 422 too: what this release lacks, it will lack tomorrow
+USAGE_CODES = frozenset({
+    "BAD_OPTION", "OPTIONS_EXCLUDE", "UNKNOWN_FIELD", "MISSING_FIELD", "INVALID_FIELD", "BAD_ALIAS", "BAD_CURSOR",
+    "BAD_VERSION_NAME", "BASE_NOT_NAMED", "TEMPLATE_MISSING", "UNKNOWN_COLUMN", "EMPTY_COLUMN", "SAME_COLUMN_TWICE",
+    "COLUMNS_OF_TWO_KINDS",
+})  # fmt: skip
+# What the server's machine or release cannot, where the status says that the request, not the server, is at fault.
+MACHINE_CODES = frozenset({
+    "NOT_BUILT", "ARCHITECTURE_NOT_SUPPORTED", "JOB_BUSY", "HUB_UNREACHABLE", "HUB_OFFLINE", "LOCATION_UNREACHABLE",
+    "LOCATION_NOT_READABLE", "LOCATION_NOT_WRITABLE", "CREDENTIALS_REFUSED",
+})  # fmt: skip
 
 
 def error_of(status: int, body: bytes, *, url: str) -> TunesmithError:
@@ -55,10 +64,12 @@ def error_of(status: int, body: bytes, *, url: str) -> TunesmithError:
             field="TUNESMITH_URL",
             hint="Is this the address of `tunesmith serve`, and no proxy in between?",
         )
+    if form["code"] == "UNKNOWN_ROUTE":
+        form["hint"] = OTHER_RELEASE
     family = FAMILY_OF_STATUS.get(status, TunesmithError)
     if status == 422 and form["code"] in USAGE_CODES:
         family = UsageFault
-    elif form["code"] == NOT_BUILT:
+    elif form["code"] in MACHINE_CODES:
         family = MachineCannot
     return family(form["code"], form["message"], field=form["field"], hint=form["hint"])
 
@@ -86,7 +97,7 @@ def unreadable(url: str) -> MachineCannot:
         "UNEXPECTED_ANSWER",
         f"{url} answered with something that this release of the client does not understand.",
         field="TUNESMITH_URL",
-        hint="Are client and server of releases that fit? `tunesmith --version` and /healthz tell theirs.",
+        hint=OTHER_RELEASE,
     )
 
 

@@ -8,7 +8,7 @@ Nothing here is random beyond `epoch_order`, and nothing here is a tensor.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import lru_cache
 from typing import Protocol
 
@@ -89,17 +89,19 @@ def rows_of_step(num_rows: int, *, seed: int, step: int, global_batch_size: int)
 def step_batches(
     examples: Examples, rows: NDArray[np.int64] | Sequence[int], *, sequence_length: int, micro_batch_size: int
 ) -> list[Batch]:
-    """The rows of one step, packed into rows of `sequence_length`, `micro_batch_size` packed rows a batch.
+    """The rows of one step, packed into rows of `sequence_length`, at most `micro_batch_size` packed rows a batch.
 
-    The documents' order, and so each one's place in the step, does not depend on `micro_batch_size`.
+    Each batch has about as many: a last one of a single row would leave a GPU idle. The documents' order, and so each
+    one's place in the step, does not depend on `micro_batch_size`.
     """
     rows = np.asarray(rows, np.int64)
     packed = pack(examples.lengths[rows], sequence_length=sequence_length)
     batches: list[Batch] = []
     offset = 0
-    for start in range(0, len(packed), micro_batch_size):
-        members = [position for row in packed[start : start + micro_batch_size] for position in row]
-        batches.append(_batch(examples, rows[members], offset_in_step=offset))
+    size = -(-len(packed) // -(-len(packed) // micro_batch_size))
+    for start in range(0, len(packed), size):
+        members = [position for row in packed[start : start + size] for position in row]
+        batches.append(batch_of(examples, rows[members], offset_in_step=offset))
         offset += len(batches[-1].tokens_T)
     return batches
 
@@ -114,17 +116,37 @@ def evaluation_batches(examples: Examples, rows: NDArray[np.int64] | Sequence[in
     for position in np.argsort(-lengths, kind="stable").tolist():
         length = int(lengths[position])
         if members and size + length > max_tokens:
-            batches.append(_batch(examples, rows[members], offset_in_step=offset))
+            batches.append(batch_of(examples, rows[members], offset_in_step=offset))
             offset += size
             members, size = [], 0
         members.append(position)
         size += length
     if members:
-        batches.append(_batch(examples, rows[members], offset_in_step=offset))
+        batches.append(batch_of(examples, rows[members], offset_in_step=offset))
     return batches
 
 
-def _batch(examples: Examples, rows: NDArray[np.int64], *, offset_in_step: int) -> Batch:
+def padded(batch: Batch, *, multiple: int) -> Batch:
+    """The batch with a document more, of token 0 and never learned, so that its tokens are a multiple of `multiple`.
+
+    A GPU's kernels work on blocks of rows, and its allocator gives memory of few sizes again. The row is not counted:
+    `rows` stays as it is, and so do the documents before it.
+    """
+    missing = -len(batch.tokens_T) % multiple
+    if not missing:
+        return batch
+    end = np.int32(batch.boundaries[-1] + missing)
+    return replace(
+        batch,
+        tokens_T=np.concatenate([batch.tokens_T, np.zeros(missing, np.int64)]),
+        labels_T=np.concatenate([batch.labels_T, np.full(missing, IGNORE_INDEX, np.int64)]),
+        positions_T=np.concatenate([batch.positions_T, np.arange(missing, dtype=np.int64)]),
+        boundaries=np.append(batch.boundaries, end),
+    )
+
+
+def batch_of(examples: Examples, rows: NDArray[np.int64], *, offset_in_step: int) -> Batch:
+    """These rows one after the other, as one forward pass."""
     documents = [examples[int(row)] for row in rows]
     boundaries = np.zeros(len(documents) + 1, np.int32)
     np.cumsum([len(document.tokens) for document in documents], out=boundaries[1:])

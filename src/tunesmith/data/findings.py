@@ -371,7 +371,7 @@ def names_shown(names: Iterable[str]) -> str:
 
 
 def code_point(ch: str) -> str:
-    return f"U+{ord(ch):04X} {unicodedata.name(ch, 'without a name')}"
+    return f"U+{ord(ch):04X} {unicodedata.name(ch, '')}".rstrip()
 
 
 def near_names(wanted: str, names: Iterable[str]) -> str:
@@ -384,7 +384,10 @@ def near_names(wanted: str, names: Iterable[str]) -> str:
             return f'The column "{shown(name, 40)}" only looks like "{wanted}": it holds {points}. Rename it.'
     padded = next((name for name in listed if name.strip() == wanted), None)
     if padded is not None:
-        return f'The column "{shown(padded, 40)}" has white space around its name. Take it out.'
+        return (
+            f'The column "{shown(padded, 40)}" has white space around its name. Take it out, or name it in quotes: '
+            f"--columns '{wanted}=\"{shown(padded, 40)}\"'."
+        )
     folded = {name.strip().casefold(): name for name in reversed(listed)}
     close = difflib.get_close_matches(wanted.casefold(), folded, n=1, cutoff=0.7)
     return f'Did you mean "{shown(folded[close[0]], 40)}"?' if close else ""

@@ -12,7 +12,6 @@ import json
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
-from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -34,8 +33,6 @@ from tunesmith.spec.datasets import (
     Finding,
     Notice,
     Preparation,
-    Preview,
-    PreviewPiece,
     Role,
     RowCounts,
     TokenSummary,
@@ -88,6 +85,10 @@ class ExampleSet:
             self._num_learned[place] = int(np.count_nonzero(stored[1:] >= LEARNED_BIT))
 
     @property
+    def name(self) -> str:
+        return self._dataset.name
+
+    @property
     def lengths(self) -> NDArray[np.int32]:
         return self._lengths
 
@@ -108,6 +109,10 @@ class ExampleSet:
 
     def line(self, index: int) -> int:
         return int(self._table.index["line"][self._rows[index]])
+
+    @property
+    def lines(self) -> NDArray[np.uint32]:
+        return self._table.index["line"][self._rows]
 
     def text(self, index: int) -> Row:
         """The row as it stands in the file, read again; a scan of the file up to its line."""
@@ -191,7 +196,6 @@ def prepare(
     base: ModelFacts,
     cache_folder: Path,
     progress: Progress | None = None,
-    with_previews: bool = False,
 ) -> Prepared:
     """The whole way from files to examples. Raises InputRefused for what cannot be trained on, naming file and line.
 
@@ -259,14 +263,14 @@ def prepare(
     _say_rest(training, training_set, validation_set, test_set, renderer=renderer, notices=notices)
     summary = Preparation(
         counts=counts,
-        training=token_summary(training_set),
-        validation=None if validation_set is None else token_summary(validation_set),
-        test=None if test_set is None else token_summary(test_set),
+        training=_summary_of(training_set),
+        validation=None if validation_set is None else _summary_of(validation_set),
+        test=None if test_set is None else _summary_of(test_set),
+        training_file=token_summary(training.lengths, training.targets),
         longest_row=longest,
         sequence_length=limit,
         render=renderer.mode,
         notices=notices,
-        previews=_previews(training_set, validation_set, test_set, seed=settings.seed) if with_previews else [],
     )
     return Prepared(
         training=training_set,
@@ -690,12 +694,16 @@ def _say_rest(
 # -- summaries --------------------------------------------------------------------------------------------------------
 
 
-def token_summary(examples: ExampleSet) -> TokenSummary:
-    lengths = np.sort(examples.lengths)
+def _summary_of(examples: ExampleSet) -> TokenSummary:
+    return token_summary(examples.lengths, examples.num_learned)
+
+
+def token_summary(row_lengths: NDArray[np.int32], num_learned: NDArray[np.int32]) -> TokenSummary:
+    lengths = np.sort(row_lengths)
     places = {share: min(len(lengths) - 1, round(share / 100 * (len(lengths) - 1))) for share in PERCENTILES}
     return TokenSummary(
         total=int(lengths.sum(dtype=np.int64)),
-        to_learn=int(examples.num_learned.sum(dtype=np.int64)),
+        to_learn=int(num_learned.sum(dtype=np.int64)),
         percentiles={str(share): int(lengths[place]) for share, place in places.items()},
         histogram=_histogram(lengths),
     )
@@ -712,35 +720,6 @@ def _histogram(lengths: NDArray[np.int32]) -> list[tuple[int, int]]:
     )
     counts = np.bincount((lengths - 1) // width, minlength=-(-longest // width))
     return [((number + 1) * width, int(count)) for number, count in enumerate(counts)]
-
-
-def _previews(
-    training: ExampleSet, validation: ExampleSet | None, test: ExampleSet | None, *, seed: int
-) -> list[Preview]:
-    """The longest, the shortest and two random rows of each set, as text pieces."""
-    previews: list[Preview] = []
-    sets: list[tuple[Role, ExampleSet | None]] = [("training", training), ("validation", validation), ("test", test)]
-    for role, examples in sets:
-        if examples is None:
-            continue
-        lengths = examples.lengths
-        random = np.random.Generator(np.random.Philox(key=seed)).choice(
-            len(examples), min(2, len(examples)), replace=False
-        )
-        previews.append(_preview(examples, int(lengths.argmax()), role=role, which="longest"))
-        previews.append(_preview(examples, int(lengths.argmin()), role=role, which="shortest"))
-        previews += [_preview(examples, int(index), role=role, which="random") for index in random]
-    return previews
-
-
-def _preview(examples: ExampleSet, index: int, *, role: Role, which: Any) -> Preview:
-    example = examples[index]
-    borders = [0, *(np.flatnonzero(np.diff(example.learned)) + 1).tolist(), len(example.tokens)]
-    pieces = [
-        PreviewPiece(text=examples.decode(example.tokens[start:end].tolist()), learned=bool(example.learned[start]))
-        for start, end in pairwise(borders)
-    ]
-    return Preview(dataset=role, line=example.line, which=which, tokens=len(example.tokens), pieces=pieces)
 
 
 def _last_answer(example: Example) -> tuple[int, int]:

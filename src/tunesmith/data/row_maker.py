@@ -6,6 +6,8 @@ In: objects with line numbers, from the readers of JSONL, CSV and Parquet. Out: 
 
 from __future__ import annotations
 
+import json
+import shlex
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from hashlib import sha256
@@ -170,8 +172,9 @@ class RowMaker:
             )  # fmt: skip
         if not names:
             return Fault("NO_KNOWN_COLUMN", "The row is an empty object.")
-        near = [near_names(ours, names) for ours in OUR_COLUMNS[:3]]
-        hints = [*dict.fromkeys(text for text in near if text), _mapping_hint(names)]
+        guess = _guessed_mapping(names)
+        near = [near_names(ours, names) for ours in OUR_COLUMNS[:3]] if not guess else []
+        hints = [*dict.fromkeys(text for text in near if text), guess or _how_to_map(names)]
         return Fault(
             "NO_KNOWN_COLUMN",
             f"The row has neither prompt and completion nor messages; it has {names_shown(names)}.",
@@ -180,7 +183,12 @@ class RowMaker:
 
     def add_object(self, value: JsonObject, *, line: int) -> None:
         """Make a row of a parsed object. Raises Fault with the path to what is wrong with it."""
-        kind = self.kind_of(value)
+        try:
+            kind = self.kind_of(value)
+        except Fault as fault:
+            if fault.code == "NO_KNOWN_COLUMN":
+                fault.hint = _unpacking_hint(value) or fault.hint
+            raise
         if self.kind is None:
             self.kind = kind
             self._kind_line = line
@@ -307,14 +315,38 @@ _PROMPT_NAMES = ("question", "instruction", "input", "dialogue", "dialog", "quer
 _COMPLETION_NAMES = ("answer", "output", "response", "summary", "target", "label", "chosen", "highlights")
 
 
-def _mapping_hint(names: Collection[str]) -> str:
-    """The --columns that would do, guessed from the names; else how to write one."""
-    prompt = next((name for name in _PROMPT_NAMES if name in names), None)
-    completion = next((name for name in _COMPLETION_NAMES if name in names), None)
-    if prompt and completion:
-        return f"Say which columns to use, perhaps --columns prompt={prompt},completion={completion}."
+def _guessed_mapping(names: Collection[str]) -> str:
+    """The --columns that would do, guessed from the names; else empty."""
+    folded = {name.strip().casefold(): name for name in reversed(list(names))}
+    prompt = next((folded[name] for name in ("prompt", *_PROMPT_NAMES) if name in folded), None)
+    completion = next((folded[name] for name in ("completion", *_COMPLETION_NAMES) if name in folded), None)
+    if prompt is None or completion is None:
+        return ""
+    mapping = f"prompt={_written(prompt)},completion={_written(completion)}"
+    guess = f"Say which columns to use, perhaps --columns {shlex.quote(mapping)}."
+    if prompt == "instruction" and "input" in folded:
+        guess += " Join `input` to the instruction first where it matters: one column is the prompt."
+    return guess
+
+
+def _written(name: str) -> str:
+    """A column's name as --columns takes it."""
+    is_plain = name == name.strip() and not {",", '"'} & set(name)
+    return name if is_plain else '"' + name.replace('"', '""') + '"'
+
+
+def _how_to_map(names: Collection[str]) -> str:
     split = "" if len(names) > 1 else " A text that holds both has to be split into two columns first."
     return f"Say which columns to use: --columns prompt=COLUMN,completion=COLUMN.{split}"
+
+
+def _unpacking_hint(value: JsonObject) -> str:
+    """For one object around all rows, as in {"data": [{...}, ...]}: the command that takes them out of it."""
+    lists = [name for name, member in value.items() if isinstance(member, list) and member]
+    if len(lists) != 1 or not all(isinstance(row, dict) for row in value[lists[0]]):
+        return ""
+    name = json.dumps(lists[0])
+    return f"If the rows stand in {name}, take them out: `jq -c '.[{name}][]' FILE > rows.jsonl`."
 
 
 def _missing(name: str, names: Collection[str]) -> Fault:

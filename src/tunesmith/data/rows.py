@@ -93,6 +93,17 @@ def check_file(
     )
 
 
+def split_needs_two(num_rows: int, *, fraction: float) -> InputRefused:
+    """Of rows that are one, or all equal: nothing of them can be held out."""
+    rows = "row" if num_rows == 1 else "rows, all equal"
+    return InputRefused(
+        "SPLIT_NEEDS_TWO",
+        f"The dataset has {num_rows:,} {rows}; --validation-fraction {fraction:g} needs 2 different ones.",
+        field="validation_fraction",
+        hint="Add rows, give --validation-dataset, or set --validation-fraction 0.",
+    )
+
+
 def require_rows(report: DatasetReport) -> None:
     """Raises InputRefused with the first error of a report, if it has one."""
     if not report.errors:

@@ -47,6 +47,7 @@ _MAGIC = (
     (b"GGUF", "a GGUF model", None),
 )
 _PICKLE = re.compile(rb"\([ld]p\d*\n|[\]}]q\x00|\x80[\x02-\x05][\x80-\xff\(\]\}\)cX\x4b\x4c\x4d\x8c\x95]")
+_SURROGATE_BYTES = re.compile(rb"\xed[\xa0-\xbf][\x80-\xbf]")
 _MARKS = (  # the longer ones first: UTF-32 little-endian starts like UTF-16
     (codecs.BOM_UTF32_LE, "UTF-32"),
     (codecs.BOM_UTF32_BE, "UTF-32"),
@@ -218,6 +219,14 @@ def decoded(line: bytes, *, offset: int, is_torn: bool) -> str:
         place = f"byte {error.start + 1} of the line, byte {offset + error.start + 1:,} of the file"
         if is_torn and error.end == len(line) and error.reason == "unexpected end of data":
             raise Fault("TRUNCATED", f"The file ends inside a character ({place}).", column=column) from None
+        if _SURROGATE_BYTES.match(line, error.start):
+            raise Fault(
+                "NOT_UTF8",
+                f"Bytes 0x{line[error.start : error.start + 3].hex().upper()} are half of a surrogate pair ({place}); "
+                "UTF-8 writes such a character in four bytes.",
+                column=column,
+                hint="The file is CESU-8, or Java's or MySQL's own UTF-8: export it again as UTF-8 (utf8mb4).",
+            ) from None
         likely = line[error.start : error.start + 1].decode("cp1252", errors="ignore")
         guess = f" It would be {likely} in Windows-1252." if likely.isalpha() or likely in "’‘“”–—…€£°" else ""
         raise Fault("NOT_UTF8", f"Byte 0x{byte:02X} is not UTF-8 ({place}).{guess}", column=column) from None

@@ -8,7 +8,7 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import NDArray
 
-from tunesmith.errors import InputRefused
+from tunesmith.data.rows import split_needs_two
 
 Hashes = NDArray[np.uint64]  # (rows, 2)
 
@@ -45,13 +45,7 @@ def split_off(hashes: Hashes, first: NDArray[np.int32], *, fraction: float, seed
     """
     leaders = np.flatnonzero(first == np.arange(len(first)))
     if len(leaders) < 2:
-        rows = "row" if len(hashes) == 1 else "rows, all equal"
-        raise InputRefused(
-            "SPLIT_NEEDS_TWO",
-            f"The dataset has {len(hashes)} {rows}; --validation-fraction {fraction:g} needs 2 different ones.",
-            field="validation_fraction",
-            hint="Add rows, give --validation-dataset, or set --validation-fraction 0.",
-        )
+        raise split_needs_two(len(hashes), fraction=fraction)
     count = min(max(1, round(fraction * len(leaders))), len(leaders) - 1)
     ranks = np.lexsort((hashes[leaders, 1], hashes[leaders, 0], seeded(hashes[leaders], seed=seed)))
     is_chosen = np.zeros(len(hashes), bool)

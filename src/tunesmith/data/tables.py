@@ -164,6 +164,13 @@ class _CsvReader:
 
     def _take_header(self, names: list[str]) -> None:
         header = Fault("BAD_HEADER", "", line=self.first_line)
+        if any("\r" in name for name in names):
+            header.message = "The lines end in CR alone; records are split at LF."
+            header.hint = "Convert the line ends: `tr '\\r' '\\n' < FILE > rows.csv`."
+            raise header
+        if not any(names):
+            header.message = "The header names no column."
+            raise header
         if len(names) == 1:
             for mark, what in _SEPARATOR_NAMES.items():
                 if mark in names[0]:

@@ -7,9 +7,10 @@ from __future__ import annotations
 
 from torch import nn
 
+from tunesmith.data.pieces import TextPieces
 from tunesmith.data.render import Renderer
 from tunesmith.deploy.choose import Chooser
-from tunesmith.deploy.pieces import StopTexts, TextPieces
+from tunesmith.deploy.stops import StopTexts
 from tunesmith.errors import InputRefused
 from tunesmith.models.generate import Decoding
 from tunesmith.spec.serving import FinishReason, GenerateFrame

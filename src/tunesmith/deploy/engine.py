@@ -17,7 +17,8 @@ from tunesmith.data.tokenizer import load_tokenizer
 from tunesmith.deploy.answer import Answer, require_room
 from tunesmith.errors import InputRefused, TunesmithError
 from tunesmith.files import sha256_of
-from tunesmith.models.adapter_file import CONFIG_NAME, WEIGHTS_NAME, load_adapter
+from tunesmith.models.adapter_file import load_adapter
+from tunesmith.models.adapter_form import CONFIG_NAME, WEIGHTS_NAME
 from tunesmith.models.base import load_base
 from tunesmith.models.lora import LoraLinear, attach, detach
 from tunesmith.spec.serving import (

@@ -31,6 +31,7 @@ from tunesmith.jobs.finetune import (
 from tunesmith.jobs.inputs import dataset_name, in_location, model_name, results_uri
 from tunesmith.jobs.parents import find_parent, with_form_of
 from tunesmith.jobs.records import new_job_id, now
+from tunesmith.jobs.results_check import ResultsChecks
 from tunesmith.jobs.settings import read_flat, refuse_not_built
 from tunesmith.jobs.state import State
 from tunesmith.jobs.store import Lease, NewJob
@@ -66,10 +67,11 @@ class Submission:
         return hashlib.sha256(json_bytes(told)).hexdigest()
 
 
-def check_submission(submission: Submission, *, state: State) -> NewJob:
-    """What can be refused at a look: values not built yet, a model or a dataset that is not there.
+def check_submission(submission: Submission, *, state: State, results_checks: ResultsChecks) -> NewJob:
+    """What can be refused at a look: values not built yet, a model or a dataset that is not there, a place for results
+    that is not fit.
 
-    Raises InputRefused, MachineCannot, Unknown. Writes nothing.
+    Raises InputRefused, MachineCannot, Unknown. Writes nothing but a probe into that place.
     """
     request = submission.request
     settings, parent = submission.settings, None
@@ -83,9 +85,10 @@ def check_submission(submission: Submission, *, state: State) -> NewJob:
         request = request.model_copy(update={"from_version": parent})  # an alias may move before its turn comes
     base_name = model_name(request.model, state=state, project=submission.project)
     names = [_dataset_name(text, field, state=state, project=submission.project) for field, text in _datasets(request)]
-    results = None
+    results, notices = None, list[Notice]()
     if request.results is not None:
         results = uri_of(find_place(results_uri(request.results, state=state, field="results"), field="results"))
+        notices = results_checks.check(results, state=state)
     return NewJob(
         job_id=new_job_id(),
         request=request,
@@ -99,6 +102,7 @@ def check_submission(submission: Submission, *, state: State) -> NewJob:
         priority=submission.priority,
         run_limit_seconds=submission.run_limit_seconds,
         parent=parent,
+        notices=notices,
     )
 
 
@@ -122,14 +126,27 @@ def submit(
 
     new: from `check_submission`. Run it inside `database.write_grouped`. Raises Conflict (IDEMPOTENCY_KEY_REUSED).
     """
-    wish = {"actor": submission.submitted_by, "route": ROUTE, "body_sha256": submission.sha256()}
-    made = recall(connection, key=key, **wish) if key is not None else None
+    made = submitted_before(connection, submission, state=state, key=key)
     if made is not None:
-        return state.jobs.read(made, connection=connection), False
+        return made, False
     record = state.jobs.insert(connection, new, above=state.highest_result(new.version_set))
     if key is not None:
-        remember(connection, key=key, object_id=record.job_id, **wish)
+        remember(connection, object_id=record.job_id, **_wish(submission, key))
     return record, True
+
+
+def submitted_before(
+    connection: sa.Connection, submission: Submission, *, state: State, key: str | None
+) -> JobRecord | None:
+    """The job that this request with this key made earlier. Raises Conflict (IDEMPOTENCY_KEY_REUSED)."""
+    if key is None:
+        return None
+    made = recall(connection, **_wish(submission, key))
+    return None if made is None else state.jobs.read(made, connection=connection)
+
+
+def _wish(submission: Submission, key: str) -> dict[str, str]:
+    return {"actor": submission.submitted_by, "key": key, "route": ROUTE, "body_sha256": submission.sha256()}
 
 
 def cloned(job_id: str, *, state: State, overrides: Mapping[str, Any], submitted_by: str = LOCAL_USER) -> Submission:

@@ -8,7 +8,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 
 from tunesmith.jobs.records import JobFolder, read_preparation
-from tunesmith.jobs.store import JobStore
+from tunesmith.jobs.store import JobStore, NumberedEvent
 from tunesmith.spec.catalog import VersionMetrics
 from tunesmith.spec.datasets import RowCounts
 from tunesmith.spec.jobs import BaseMetrics, JobResult
@@ -20,6 +20,7 @@ from tunesmith.spec.metrics import (
     FailureEvent,
     FinishedEvent,
     NoticeEvent,
+    PathEvent,
     PhaseEvent,
     Sample,
     SamplesEvent,
@@ -30,7 +31,7 @@ from tunesmith.spec.metrics import EpochMetrics as Epoch
 from tunesmith.spec.verdict import Verdict
 
 OTHER_KINDS = tuple(kind for kind in EVENT_KINDS if kind != "step")
-RESULT_KINDS = ("epoch", "verdict", "finished")
+RESULT_KINDS = ("epoch", "path", "verdict", "finished")
 
 
 @dataclass(slots=True)
@@ -42,6 +43,7 @@ class History:
     phase: str | None = None
     last_step: StepEvent | None = None
     notices: list[NoticeEvent] = field(default_factory=list[NoticeEvent])
+    path: PathEvent | None = None
     samples: list[Sample] = field(default_factory=list[Sample])
     verdict: Verdict | None = None
     failure: FailureEvent | None = None
@@ -62,6 +64,8 @@ class History:
                 )
             case NoticeEvent():
                 self.notices.append(event)
+            case PathEvent():
+                self.path = event
             case SamplesEvent():
                 self.samples = event.samples
             case VerdictEvent():
@@ -74,16 +78,16 @@ class History:
                 pass
 
 
-def past_events(store: JobStore, job_id: str) -> list[AnyEvent]:
+def past_events(store: JobStore, job_id: str) -> list[NumberedEvent]:
     """What a job's log tells, in order: every event, but of its steps the newest alone (there may be 100,000)."""
     found = store.events(job_id, kinds=OTHER_KINDS) + store.events(job_id, kinds=("step",), newest=True, limit=1)
-    return [each.event for each in sorted(found, key=lambda each: each.number)]
+    return sorted(found, key=lambda each: each.number)
 
 
 def read_history(store: JobStore, job_id: str) -> History:
     history = History()
-    for event in past_events(store, job_id):
-        history.add(event)
+    for each in past_events(store, job_id):
+        history.add(each.event)
     return history
 
 
@@ -123,6 +127,8 @@ def job_result(store: JobStore, folder: JobFolder) -> JobResult:
         rows=row_counts(folder),
         tokens_per_second=finished.tokens_per_second if finished else None,
         peak_memory_bytes=finished.peak_memory_bytes if finished else None,
+        path=history.path.path if history.path else None,
+        path_reason=history.path.reason if history.path else None,
         verdict=history.verdict,
         failure=record.failure,
     )

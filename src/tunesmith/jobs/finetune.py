@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path, PurePath, PurePosixPath
 from typing import Literal
 
-from tunesmith.data.rows import check_file, require_rows
+from tunesmith.data.rows import check_file, require_rows, split_needs_two
 from tunesmith.errors import InputRefused, MachineCannot
 from tunesmith.jobs.home import Home
 from tunesmith.jobs.inputs import dataset_file, dataset_id, location_of, model_folder, results_uri
@@ -29,7 +29,7 @@ from tunesmith.plan.memory import artifact_bytes
 from tunesmith.plan.resolve import refuse_precision, resolve
 from tunesmith.plan.speed import machine_speed
 from tunesmith.spec.catalog import DEFAULT_PROJECT, Lineage, LineageDataset
-from tunesmith.spec.datasets import DatasetInput, DatasetReport, InspectRequest, Notice, Preparation
+from tunesmith.spec.datasets import DatasetInput, DatasetReport, InspectRequest, Notice, Preparation, PreviewWish
 from tunesmith.spec.jobs import FINAL_STATES, InitialAdapter, JobFile, JobRecord, JobState
 from tunesmith.spec.models import ModelFacts
 from tunesmith.spec.plan import Plan
@@ -40,6 +40,10 @@ from tunesmith.storage.publish import check_results, check_target
 from tunesmith.versions import numeric_versions
 
 Progress = Callable[[str], None]
+# Those on which the model's inspection and the datasets' preparation depend.
+PREPARATION_SETTINGS = (
+    "validation_fraction", "seed", "duplicates", "sequence_length", "too_long", "render", "target_modules", "lora_rank",
+)  # fmt: skip
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -106,13 +110,15 @@ def prepare_job(
     elif target is not None:
         progress(f"checking {target.uri}")
         check_results(location_of(target.uri, state=state), environment)
+    if request.validation_dataset is not None:
+        settings = _without_split(settings)
     question = InspectRequest(
         model_name=model.name,
         model_path=str(model.path),
         datasets=datasets,
-        settings=_without_split(settings) if request.validation_dataset is not None else settings,
+        settings=_for_preparation(settings),
         cache_folder=str(home.cache),
-        with_previews=with_previews,
+        preview=PreviewWish() if with_previews else None,
     )
     # the worker looks at the model and counts tokens while the rows are checked here
     with Inspection(question, home=home, environment=environment, is_unwanted=is_unwanted) as inspection:
@@ -123,16 +129,19 @@ def prepare_job(
         if target is not None:
             _refuse_promised(target, state=state, job_id=job_id)
         reports = [check_rows(dataset) for dataset in datasets]
+        is_split = request.validation_dataset is None and settings.validation_fraction > 0
+        if is_split and reports[0].rows - reports[0].duplicates < 2:  # told now: counting tokens may take minutes
+            raise split_needs_two(reports[0].rows, fraction=settings.validation_fraction)
         progress("inspecting the model and counting tokens")
         response = inspection.answer()
-    assert response.facts is not None and response.preparation is not None and question.settings is not None
+    assert response.facts is not None and response.preparation is not None
     initial_adapter = None
     if parent is not None:
         require_same_base(parent, response.facts)
         initial_adapter = fetch_adapter(parent, home=home, environment=environment)
     progress("planning")
     plan = resolve(
-        question.settings,
+        settings,
         facts=response.facts,
         preparation=response.preparation,
         machine=machine,
@@ -161,7 +170,8 @@ def submit(prepared: PreparedJob, *, state: State, command: list[str]) -> JobFol
 
     The folder is whole before the row is there: killed in between, it is a folder that no job names.
     """
-    from tunesmith.jobs.store import NewJob  # with SQLAlchemy, which by now is imported
+    from tunesmith.catalog import audit  # with SQLAlchemy, which by now is imported
+    from tunesmith.jobs.store import NewJob
 
     new = NewJob(
         job_id=new_job_id(),
@@ -180,6 +190,7 @@ def submit(prepared: PreparedJob, *, state: State, command: list[str]) -> JobFol
     try:
         with state.database.write() as connection:
             record = state.jobs.insert(connection, new, above=state.highest_result(prepared.version_set))
+            audit.record(connection, new.submitted_by, "job.submit", record.job_id, {"version": record.model_version})
             write_folder(prepared, record, state=state)
     except BaseException:
         shutil.rmtree(folder.path, ignore_errors=True)
@@ -295,6 +306,11 @@ def default_version_set(model_name: str, dataset: str) -> str:
     words = (model_name.rpartition("/")[2], Path(dataset).name.partition(".")[0])
     cleaned = [re.sub(r"[^A-Za-z0-9._-]+", "-", word).strip("-._") for word in words]
     return "-".join(word for word in cleaned if word)[:64].rstrip("-._") or "model"
+
+
+def _for_preparation(settings: TrainingSettings) -> TrainingSettings:
+    """What the inspect worker reads, all else as by default: a plan for another learning rate asks nothing new."""
+    return TrainingSettings.model_validate({name: getattr(settings, name) for name in PREPARATION_SETTINGS})
 
 
 def _without_split(settings: TrainingSettings) -> TrainingSettings:

@@ -42,6 +42,11 @@ class Home:
         return self.root / "serve.lock"
 
     @property
+    def own_socket(self) -> Path:
+        """Where the server answers whoever may write in this folder, without a token: a proxy of the same user."""
+        return self.root / "serve.sock"
+
+    @property
     def datasets(self) -> Path:
         """Uploaded datasets, a folder each, named by their ids."""
         return self.root / "datasets"
@@ -50,6 +55,16 @@ class Home:
     def uploads(self) -> Path:
         """What is arriving; emptied when a server starts."""
         return self.root / "uploads"
+
+    @property
+    def models(self) -> Path:
+        """Base models that were downloaded, by hub id and commit."""
+        return self.root / "models"
+
+    @property
+    def downloads(self) -> Path:
+        """Locks of downloads, and files on their way to a bucket."""
+        return self.root / "downloads"
 
 
 def home_path(environment: Mapping[str, str]) -> Path:

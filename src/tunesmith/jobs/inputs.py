@@ -13,14 +13,14 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from tunesmith.bundled import MODEL_NAME
-from tunesmith.catalog import locations
+from tunesmith.catalog import datasets, locations
 from tunesmith.catalog.datasets import find_dataset
-from tunesmith.catalog.models import find_model as find_in_catalog
+from tunesmith.catalog.models import model_path
 from tunesmith.errors import InputRefused, Unknown
 from tunesmith.jobs.buckets import bucket_dataset, bucket_model, bucket_model_name
 from tunesmith.jobs.models import FoundModel, find_model
 from tunesmith.jobs.state import State
-from tunesmith.spec.catalog import MODEL_NAME_PATTERN
+from tunesmith.spec.names import MODEL_NAME as MODEL_SPELLING
 from tunesmith.storage.fetch import fetch, fetched_folder
 from tunesmith.storage.locations import is_bucket
 from tunesmith.storage.objects import Location, check_key
@@ -50,12 +50,35 @@ def model_folder(
     if is_bucket(text):
         location = location_of(text, state=state)
         return bucket_model(location, home=state.home, environment=environment, progress=progress)
-    return _local_model(text, state=state, project=project)
+    path = _registered_path(text, state=state, project=project)
+    if path is None:
+        return find_model(text)  # a folder of that name; its refusal knows more ways out
+    return registered_folder(text, path, state=state, environment=environment, progress=progress)
+
+
+def registered_folder(
+    name: str,
+    path: str,
+    *,
+    state: State,
+    environment: Mapping[str, str],
+    progress: Callable[[str], None] | None = None,
+) -> FoundModel:
+    """The local folder of a registered model: its own, or the cache's copy of what lies in a bucket."""
+    if not is_bucket(path):
+        return FoundModel(name=name, path=Path(path))
+    location = location_of(path, state=state)
+    found = bucket_model(location, home=state.home, environment=environment, progress=progress)
+    return FoundModel(name=name, path=found.path)
 
 
 def model_name(text: str, *, state: State, project: str) -> str:
     """What it is called, if it is there; what lies in a bucket is looked at when the job starts."""
-    return bucket_model_name(text) if is_bucket(text) else _local_model(text, state=state, project=project).name
+    if is_bucket(text):
+        return bucket_model_name(text)
+    if _registered_path(text, state=state, project=project) is not None:
+        return text
+    return find_model(text).name
 
 
 def location_of(uri: str, *, state: State) -> Location:
@@ -64,15 +87,15 @@ def location_of(uri: str, *, state: State) -> Location:
         return locations.location_of_uri(connection, uri)
 
 
-def _local_model(text: str, *, state: State, project: str) -> FoundModel:
-    if text != MODEL_NAME and re.fullmatch(MODEL_NAME_PATTERN, text):
-        try:
-            with state.database.read() as connection:
-                found = find_in_catalog(connection, text, project=project)
-        except Unknown:
-            return find_model(text)  # a folder of that name; its refusal knows more ways out
-        return FoundModel(name=found.name, path=Path(found.path))
-    return find_model(text)
+def _registered_path(text: str, *, state: State, project: str) -> str | None:
+    """The path of the model that the catalog has under this name."""
+    if text == MODEL_NAME or not MODEL_SPELLING.is_met(text):
+        return None
+    try:
+        with state.database.read() as connection:
+            return model_path(connection, text, project=project)
+    except Unknown:
+        return None
 
 
 def dataset_file(
@@ -91,8 +114,12 @@ def dataset_file(
     if DATASET_ID.fullmatch(text):
         with state.database.read() as connection:
             known = find_dataset(connection, text, project=project)
-            location = locations.location_of_uri(connection, known.source_uri) if known.source_uri else None
-        if location is None:
+            place = (
+                locations.place_of_file(connection, known.source_uri, location=known.location)
+                if known.source_uri
+                else None
+            )
+        if place is None:
             path = state.home.datasets / known.dataset_id / known.file_name
             if not path.is_file():
                 raise InputRefused(
@@ -100,8 +127,9 @@ def dataset_file(
                     hint="Upload it again, or restore the state folder.",
                 )  # fmt: skip
         else:
+            location, below = place
             path = fetch(
-                location, fetched_folder(state.home.cache), environment=environment, field=field, stop=stop,
+                location, fetched_folder(state.home.cache), path=below, environment=environment, field=field, stop=stop,
                 version_id=known.source_version_id, expected_sha256=known.sha256,
             ).path  # fmt: skip
         return FoundDataset(path=path, name=known.name, columns=known.columns)
@@ -126,7 +154,7 @@ def dataset_name(text: str, *, state: State, project: str) -> str | None:
     if DATASET_ID.fullmatch(text) is None:
         return None
     with state.database.read() as connection:
-        return find_dataset(connection, text, project=project).name
+        return datasets.dataset_name(connection, text, project=project)
 
 
 def dataset_id(text: str | None) -> str | None:

@@ -165,6 +165,7 @@ def _key(request: InspectRequest) -> str:
     stamps = [
         *_stamps(Path(request.model_path)),
         *(stamp for dataset in request.datasets for stamp in _stamps(Path(dataset.path))),
+        *(_stamps(Path(request.adapter_path)) if request.adapter_path is not None else ()),
         *(stamp for package in ("data", "models") for stamp in _stamps(Path(__file__).parents[1] / package)),
     ]
     text = json.dumps([__version__, request.as_json(), stamps], sort_keys=True)

@@ -30,7 +30,7 @@ KEPT_VARIABLES = frozenset(
         "SYSTEMROOT", "TEMP", "TMP", "__CF_USER_TEXT_ENCODING",
     }
 )  # fmt: skip
-KEPT_PREFIXES = ("LC_", "CUDA_", "NVIDIA_", "HIP_", "ROCR_", "HSA_", "PYTORCH_CUDA_")
+KEPT_PREFIXES = ("LC_", "CUDA_", "NVIDIA_", "HIP_", "ROCR_", "HSA_", "PYTORCH_CUDA_", "PYTORCH_ALLOC_")
 SET_VARIABLES = {
     "HF_HUB_OFFLINE": "1",
     "TRANSFORMERS_OFFLINE": "1",
@@ -44,6 +44,9 @@ SET_VARIABLES = {
 # A user's own wish counts.
 WAIT_VARIABLES = ("OMP_WAIT_POLICY", "GOMP_SPINCOUNT", "KMP_BLOCKTIME")
 SLEEPING_THREADS = {"OMP_WAIT_POLICY": "PASSIVE"}
+# Batches on a GPU differ in size: segments that grow let freed memory serve the next size, too. Again a wish counts.
+ALLOCATOR_VARIABLES = ("PYTORCH_ALLOC_CONF", "PYTORCH_CUDA_ALLOC_CONF")
+GROWING_SEGMENTS = {"PYTORCH_ALLOC_CONF": "expandable_segments:True"}
 IDLE_SHARE = 0.7  # of the processors' time, in the moment before a worker starts
 IDLE_SAMPLE_SECONDS = 0.1
 LINUX_PROCESSES = Path("/proc/self/stat")
@@ -51,6 +54,7 @@ SAME_START_SECONDS = 0.005  # half a tick of the system's clock
 # A shell that becomes the worker once it has read a line; at the end of its input it just ends.
 HOLD = ("/bin/sh", "-c", 'read -r _ && exec "$@" </dev/null', "sh")
 TRAINER = "tunesmith.train"
+BENCH = "tunesmith.train.bench"
 INSPECTOR = "tunesmith.models.inspect"
 
 
@@ -62,7 +66,8 @@ def worker_environment(environment: Mapping[str, str], *, needs_cuda: bool, is_i
         if name in KEPT_VARIABLES or name.startswith(KEPT_PREFIXES) or (needs_cuda and name == "LD_LIBRARY_PATH")
     }
     waiting = {} if is_idle or kept.keys() & set(WAIT_VARIABLES) else SLEEPING_THREADS
-    return kept | SET_VARIABLES | waiting
+    memory = GROWING_SEGMENTS if needs_cuda and not kept.keys() & set(ALLOCATOR_VARIABLES) else {}
+    return kept | SET_VARIABLES | waiting | memory
 
 
 def machine_is_idle(*, counters: Path = Path("/proc/stat")) -> bool:
@@ -81,8 +86,8 @@ def machine_is_idle(*, counters: Path = Path("/proc/stat")) -> bool:
     return all_after > all_before and idle_after - idle_before >= IDLE_SHARE * (all_after - all_before)
 
 
-def worker_command(module: str, argument: str) -> list[str]:
-    return [sys.executable, "-P", "-m", module, argument]
+def worker_command(module: str, *arguments: str) -> list[str]:
+    return [sys.executable, "-P", "-m", module, *arguments]
 
 
 def train_command(job_file: Path) -> list[str]:
@@ -143,9 +148,9 @@ class Standby:
                 unwanted.kill()
             self._process = None
 
-    def start(self, *, needs_cuda: bool) -> None:
+    def start(self, *, needs_cuda: bool, needs_transformers: bool) -> None:
         self._process = subprocess.Popen(
-            worker_command(TRAINER, "-"),
+            worker_command(TRAINER, "-", *(["transformers"] if needs_transformers else [])),
             cwd=self._folder,
             env=worker_environment(self._environment, needs_cuda=needs_cuda, is_idle=self._is_idle),
             stdin=subprocess.PIPE,

@@ -7,14 +7,18 @@ service's registry will stand beside it.
 from __future__ import annotations
 
 import difflib
+import json
 import re
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any, cast
 
 from tunesmith.bundled import MODEL_FOLDER, MODEL_NAME
-from tunesmith.errors import InputRefused, MachineCannot
+from tunesmith.errors import InputRefused, MachineCannot, TunesmithError
+from tunesmith.spec.paths import SKELETON_MODEL_TYPES
 from tunesmith.storage.locations import is_uri, local_path
 
+MAXIMUM_LOOK = 1 << 20  # bytes of config.json
 HUB_ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*/[A-Za-z0-9][A-Za-z0-9._-]*")
 
 
@@ -25,7 +29,7 @@ class FoundModel:
 
 
 def find_model(model: str) -> FoundModel:
-    """Raises InputRefused for a name that is nothing we know, MachineCannot for a hub id or bucket (not built yet)."""
+    """Raises InputRefused for a name that is nothing we know, MachineCannot for a hub id that was not downloaded."""
     if model == MODEL_NAME:
         return FoundModel(name=MODEL_NAME, path=MODEL_FOLDER)
     path = local_path(model, field="MODEL")
@@ -43,11 +47,10 @@ def find_model(model: str) -> FoundModel:
     if HUB_ID.fullmatch(model):
         raise MachineCannot(
             "NOT_BUILT",
-            f"MODEL {model!r} looks like a hub id and no folder of that name is here; loading from the hub is not "
-            "built yet.",
+            f"MODEL {model!r} is no name in the catalog and no folder. It looks like a hub id; a job that downloads "
+            "its model by itself is not built yet.",
             field="model",
-            hint=f"{meant}Download it (`hf download {model} --local-dir FOLDER`) and pass its folder, or take "
-            f"{MODEL_NAME}.",
+            hint=f"{meant}`tunesmith model download {model}` fetches it, under this name; or take {MODEL_NAME}.",
         )
     looks_like_path = is_uri(model) or "/" in model or model.startswith((".", "~"))
     raise InputRefused(
@@ -58,3 +61,15 @@ def find_model(model: str) -> FoundModel:
         field="model",
         hint=f"{meant}Name a model folder, or {MODEL_NAME}, the model that comes with Tunesmith.",
     )
+
+
+def needs_transformers(model: str, *, device: str) -> bool:
+    """Whether training it starts with importing transformers: a guess from config.json, before anything is checked."""
+    if device != "cpu":
+        return True
+    try:
+        config: Any = json.loads((find_model(model).path / "config.json").read_bytes()[:MAXIMUM_LOOK])
+    except (TunesmithError, OSError, ValueError):
+        return False  # refused in a moment, or loaded a little later
+    kind = cast("dict[str, Any]", config).get("model_type") if isinstance(config, dict) else None
+    return kind is not None and kind not in SKELETON_MODEL_TYPES

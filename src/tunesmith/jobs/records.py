@@ -107,6 +107,28 @@ def _read(path: Path, model: type[Model]) -> Model:
         ) from error
 
 
+def keep_end(log: Path, *, maximum_bytes: int) -> int:
+    """Where a log outgrew that, keep the newer half of so many bytes; returns how many were dropped.
+
+    Its writer appends all along: what it writes in the moment of the cut may be among them.
+    """
+    try:
+        size = log.stat().st_size
+        if size <= maximum_bytes:
+            return 0
+        with log.open("r+b") as handle:
+            handle.seek(size - maximum_bytes // 2)
+            handle.readline()  # the rest of a line
+            kept = handle.read(maximum_bytes // 2)
+            handle.truncate(0)
+        dropped = size - len(kept)
+        with log.open("ab") as handle:
+            handle.write(f"[tunesmith: {dropped:,} older bytes of this log were dropped]\n".encode() + kept)
+        return dropped
+    except FileNotFoundError:
+        return 0
+
+
 def last_lines(log: Path, *, lines: int, maximum_bytes: int = 1 << 20) -> list[str]:
     """The end of a log file: at most so many lines, of its last megabyte; empty without a file."""
     try:

@@ -47,6 +47,19 @@ def find_waste(home: Home, database: Database, *, older_than_days: float, now: f
     ]
 
 
+def drop_old_logs(home: Home, database: Database, *, now: float | None = None) -> list[Waste]:
+    """Remove what named logs keep no longer; returns it. A server does this by itself."""
+    with database.read() as connection:
+        logs = connection.execute(sa.select(LOGS)).all()
+        columns = (JOBS.c.job_id, JOBS.c.state, JOBS.c.finished_at, JOBS.c.log)
+        jobs = connection.execute(sa.select(*columns).where(JOBS.c.log.is_not(None))).all()
+    finished = {row.job_id: _seconds(row.finished_at) for row in jobs if row.state in FINAL_STATES}
+    dropped = list(_logs(home, jobs, finished, logs, time.time() if now is None else now))
+    for each in dropped:
+        remove(each)
+    return dropped
+
+
 def remove(waste: Waste) -> None:
     """Gone already is as good. Raises OSError."""
     path = Path(waste.path)

@@ -24,6 +24,7 @@ from tunesmith.catalog.models import find_model
 from tunesmith.catalog.versions import find_version
 from tunesmith.errors import Conflict, InputRefused, TunesmithError, Unknown, UsageFault
 from tunesmith.files import json_bytes, sha256_of
+from tunesmith.jobs.inputs import registered_folder
 from tunesmith.jobs.inspection import inspect
 from tunesmith.jobs.models import find_model as find_model_folder
 from tunesmith.jobs.state import State
@@ -107,8 +108,8 @@ def _of_catalog(target: str, state: State, environment: Mapping[str, str], proje
         return _version(target, state, environment, project)
     with state.database.read() as connection:
         base = find_model(connection, target, project=project)
-    facts = base.facts if base.facts is not None else _inspected(base.name, Path(base.path), state, environment)
-    return _of_base(facts.model_copy(update={"name": base.name, "path": base.path}), created_at=base.created_at)
+    path = registered_folder(base.name, base.path, state=state, environment=environment).path
+    return _of_base(base.facts.model_copy(update={"name": base.name, "path": str(path)}), created_at=base.created_at)
 
 
 def _version(target: str, state: State, environment: Mapping[str, str], project: str) -> ServedModel:
@@ -119,9 +120,14 @@ def _version(target: str, state: State, environment: Mapping[str, str], project:
         except (UsageFault, Conflict) as error:  # no such name, or nothing to serve under it: no model either way
             raise Unknown(error.code, error.message, field="model", hint=error.hint) from error
         try:
-            base_path = find_model(connection, version.base_name, project=project).path
+            base = find_model(connection, version.base_name, project=project)
         except Unknown:
-            base_path = None
+            base = None
+    base_path = (
+        str(registered_folder(base.name, base.path, state=state, environment=environment).path)
+        if base is not None
+        else None
+    )
     place = find_place(version.artifact_uri or "", field="artifact_uri")
     folder = place if isinstance(place, Path) else _fetched(artifact, state, environment)
     return _of_artifact(

@@ -21,21 +21,32 @@ from typing import Any, Protocol
 import sqlalchemy as sa
 
 from tunesmith.errors import Conflict, MachineCannot, TunesmithError
-from tunesmith.jobs.accept import Submission, check_submission, cloned, prepare_accepted, submit
+from tunesmith.jobs.accept import (
+    Submission,
+    check_submission,
+    cloned,
+    prepare_accepted,
+    submission_notices,
+    submit,
+    submitted_before,
+)
 from tunesmith.jobs.launcher import is_running, signal_worker, train_command
 from tunesmith.jobs.queue import Load, QueuedJob, QueuePlace, Slot, choose, in_order, places
 from tunesmith.jobs.records import JobFolder, read_plan
 from tunesmith.jobs.slots import Devices
 from tunesmith.jobs.state import State
-from tunesmith.jobs.store import Lease, LeaseLost, NumberedEvent, this_process
+from tunesmith.jobs.store import Lease, LeaseLost, NumberedEvent, lease_is_held, this_process
 from tunesmith.jobs.supervisor import Ended, Ending, StopWish, run_job
-from tunesmith.jobs.wishes import cancel, lease_is_held, pause, resume
+from tunesmith.jobs.wishes import cancel, pause, resume
 from tunesmith.spec.artifacts import MANIFEST_NAME
 from tunesmith.spec.jobs import FINAL_STATES, JobRecord, JobState
 from tunesmith.spec.metrics import AnyEvent
 from tunesmith.storage.tables import JOBS
 
-__all__ = ["JobService", "Submission", "cancel", "check_submission", "cloned", "pause", "resume", "submit"]
+__all__ = [
+    "JobService", "Submission", "cancel", "check_submission", "cloned", "pause", "resume", "submission_notices",
+    "submit", "submitted_before",
+]  # fmt: skip
 
 LOOK_SECONDS = 0.5
 LOOK_PAUSE_SECONDS = 0.1  # at least, between two looks

@@ -6,19 +6,25 @@ each option, the value found and what is allowed. The words come from the fields
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import re
+from collections.abc import Iterator, Mapping
 from typing import Any, TypeVar
 
 from pydantic import ValidationError
 
 from tunesmith.errors import MachineCannot, UsageFault
 from tunesmith.spec.base import Spec
+from tunesmith.spec.datasets import LINES
+from tunesmith.spec.explorer import QUANTISED_PRECISIONS
+from tunesmith.spec.names import words_of
 from tunesmith.spec.requests import LOCAL_SHAPE, FinetuneRequest
 from tunesmith.spec.training import ALL_LINEAR, TrainingSettings
 
 ARGUMENTS = ("model", "dataset")
 SHOWN_CHARACTERS = 60
 FRACTION_HINT = "It is a fraction, not a percentage: 0.2 is 20 %."
+_QUOTED = re.compile(r'"(?:[^"]|"")*"')
+_PAIR = re.compile(rf'[^,="]*=\s*{_QUOTED.pattern}\s*(?=,|$)|[^,]*')
 
 Model = TypeVar("Model", bound=Spec)
 
@@ -50,10 +56,22 @@ def read_flat(values: Mapping[str, Any]) -> tuple[FinetuneRequest, TrainingSetti
 
 
 def read_columns(texts: list[str]) -> dict[str, str]:
-    """`prompt=question,completion=answer`, in one option or several. Raises UsageFault."""
+    """`prompt=question,completion=answer`, in one option or several. Raises UsageFault.
+
+    A name in double quotes is taken as it stands, with spaces around it, commas and (written twice) quotes in it.
+    """
     columns: dict[str, str] = {}
-    for pair in (pair for text in texts for pair in text.split(",")):
+    for pair in (pair for text in texts for pair in _pairs(text)):
         ours, equals, theirs = (part.strip() for part in pair.partition("="))
+        if theirs.startswith('"'):
+            if not _QUOTED.fullmatch(theirs):
+                raise UsageFault(
+                    "BAD_OPTION",
+                    f"--columns: a quote opens the name in {_shown(pair)}, and none closes it at its end.",
+                    field="columns",
+                    hint='Write prompt=" a name ", and a quote that belongs to the name twice: "".',
+                )
+            theirs = theirs[1:-1].replace('""', '"')
         if not (ours and equals and theirs):
             raise UsageFault(
                 "BAD_OPTION",
@@ -74,6 +92,28 @@ def read_columns(texts: list[str]) -> dict[str, str]:
     return columns
 
 
+def _pairs(text: str) -> Iterator[str]:
+    """The parts between commas; a comma inside a quoted name parts nothing."""
+    at = 0
+    while at <= len(text):
+        found = _PAIR.match(text, at)
+        assert found is not None, "its last choice matches anything"
+        yield found.group()
+        at = found.end() + 1
+
+
+def read_lines(text: str | None) -> list[int]:
+    """`3,17` as lines of a file, each once. Raises UsageFault."""
+    if text is None:
+        return []
+    if not LINES.is_met(text):
+        raise UsageFault(
+            "BAD_OPTION", f"--lines is {_shown(text)}; it must be {LINES.words}.", field="lines",
+            hint=f"For example --lines {LINES.example}.",
+        )  # fmt: skip
+    return list(dict.fromkeys(int(number) for number in text.split(",")))
+
+
 def refuse_contradictions(request: FinetuneRequest, values: Mapping[str, str]) -> None:
     """Options that exclude each other. `values` are the settings that the user gave himself."""
     if request.validation_dataset is not None and "validation_fraction" in values:
@@ -90,7 +130,7 @@ def refuse_not_built(request: FinetuneRequest, settings: TrainingSettings) -> No
     wishes: list[tuple[bool, str, str]] = [
         (settings.adapter == "dora", "--adapter dora", "Use lora or rslora."),
         (
-            settings.base_precision in ("fp8", "int8", "nf4"),
+            settings.base_precision in {"fp8", "int8", "nf4"} - set(QUANTISED_PRECISIONS),
             f"--base-precision {settings.base_precision}",
             "Leave it out: the base is kept as precise as the computation.",
         ),
@@ -176,7 +216,7 @@ def allowed_values(schema: Mapping[str, Any]) -> str:
         case "array":
             return "names with commas between"
         case _ if "pattern" in schema:
-            return "1 to 64 letters, digits, dots, dashes or underscores, the first a letter or digit"
+            return words_of(schema["pattern"])
         case _:
             return "text"
 

@@ -36,7 +36,7 @@ class Devices:
 
     def slots(self, used: Mapping[str, str]) -> list[Slot]:
         """Every device. used: job -> name of its slot, of the jobs that run now."""
-        machine = self._now()
+        machine = self.machine()
 
         def slot(name: str, *, index: int | None, free_bytes: int, capacity: int) -> Slot:
             users = tuple(job_id for job_id, where in used.items() if where == name)
@@ -57,12 +57,12 @@ class Devices:
             # nvidia-smi counts in the order of the bus, CUDA by default not
             return self._environment | {VISIBLE: str(slot.gpu_index), "CUDA_DEVICE_ORDER": "PCI_BUS_ID"}
         if slot.capacity > 1 and "OMP_NUM_THREADS" not in self._environment:
-            return self._environment | {"OMP_NUM_THREADS": str(max(1, self._now().cores // slot.capacity))}
+            return self._environment | {"OMP_NUM_THREADS": str(max(1, self.machine().cores // slot.capacity))}
         return self._environment
 
     def used_by(self, worker_pid: int) -> str | None:
         """The slot of a worker that an earlier server started; None where the system does not tell."""
-        if self._now().device != "cuda":
+        if self.machine().device != "cuda":
             return CPU
         try:
             variables = Path(f"/proc/{worker_pid}/environ").read_bytes().split(b"\0")
@@ -72,7 +72,8 @@ class Devices:
         index = next((text.removeprefix(prefix) for text in variables if text.startswith(prefix)), b"")
         return gpu_name(int(index)) if index.isdigit() else None
 
-    def _now(self) -> Machine:
+    def machine(self) -> Machine:
+        """As it was at most two seconds ago."""
         if self._machine is None or time.monotonic() - self._read_at >= READING_SECONDS:
             self._machine, self._read_at = self._read_machine(self._environment), time.monotonic()
         return self._machine

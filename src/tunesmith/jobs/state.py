@@ -6,6 +6,7 @@ then: that costs 0.15 s, which a command spends while a worker of its own runs a
 
 from __future__ import annotations
 
+import os
 from dataclasses import dataclass
 from functools import cached_property
 from typing import TYPE_CHECKING
@@ -41,8 +42,10 @@ class State:
 
     def highest_result(self, version_set: str) -> int:
         """The highest version number with a local result, known to the database or not (0: none)."""
-        folder = self.home.results / version_set
-        names = [path.name for path in folder.iterdir()] if folder.is_dir() else []
+        try:
+            names = os.listdir(self.home.results / version_set)
+        except (FileNotFoundError, NotADirectoryError):
+            return 0
         return max((int(name) for name in names if name.isdecimal()), default=0)
 
 

@@ -19,12 +19,15 @@ from typing import Any
 import sqlalchemy as sa
 from pydantic import ValidationError
 
+from tunesmith.catalog import quotas
 from tunesmith.catalog.numbers import add_version, move_version
 from tunesmith.errors import MachineCannot, TunesmithError, Unknown
 from tunesmith.jobs.launcher import is_running, process_started_at
 from tunesmith.jobs.records import now
 from tunesmith.spec.base import Spec
 from tunesmith.spec.catalog import Lineage, VersionState
+from tunesmith.spec.datasets import Notice
+from tunesmith.spec.faults import shown
 from tunesmith.spec.jobs import FINAL_STATES, MOVES, JobRecord, JobState
 from tunesmith.spec.metrics import EVENT, AnyEvent, NoticeEvent, StateEvent
 from tunesmith.spec.requests import FinetuneRequest
@@ -36,6 +39,8 @@ LEASE_SECONDS = 20.0
 READ_BYTES = 1 << 20
 AnySelect = sa.Select[*tuple[Any, ...]]
 RECORD_COLUMNS = [JOBS.c[name] for name in JobRecord.model_fields]
+ONE_RECORD = sa.select(*RECORD_COLUMNS).where(JOBS.c.job_id == sa.bindparam("of_job"))
+ADD, ADD_EVENTS = JOBS.insert(), EVENTS.insert()
 VERSION_STATES = {
     JobState.SUCCEEDED: VersionState.ACTIVE,
     JobState.FAILED: VersionState.FAILED,
@@ -79,6 +84,7 @@ class NewJob:
     run_limit_seconds: int | None = None
     parent: str | None = None
     lineage: Lineage | None = None  # None: known once the job was prepared
+    notices: Sequence[Notice] = ()  # said with the acceptance
 
 
 def this_process() -> str:
@@ -95,6 +101,10 @@ def owner_may_live(owner: str) -> bool:
     return is_running(int(pid), started_at=float(started_at) if started_at != "None" else None)
 
 
+def lease_is_held(owner: str | None, until: float | None, *, now: float) -> bool:
+    return owner is not None and until is not None and until > now and owner_may_live(owner)
+
+
 class JobStore:
     def __init__(self, database: Database) -> None:
         self.database = database
@@ -105,38 +115,48 @@ class JobStore:
         """A new job in state ACCEPTED with its model version in state CREATING; durable with the transaction.
 
         above: the version number is higher than this one, for results that a lost database no longer knows.
+        Raises Conflict (QUOTA_EXCEEDED).
         """
+        quotas.take(connection, job.submitted_by, queued_jobs=1, versions=1)
         created_at = now()
         model_version = add_version(
             connection, project=job.project, version_set=job.version_set, above=above, created_at=created_at,
             name=job.request.name or "", description=job.request.description, base_name=job.base_name,
-            job_id=job.job_id, results_uri=job.results_uri or "", parent=job.parent,
+            job_id=job.job_id, results_uri=job.results_uri or "", parent=job.parent, made_by=job.submitted_by,
             lineage=job.lineage.model_dump_json() if job.lineage is not None else None,
         )  # fmt: skip
         number = model_version.rpartition(":")[2]
         results_uri = job.results_uri or (job.results_root / job.version_set / number).as_uri()
-        row = {
-            "job_id": job.job_id, "project": job.project, "submitted_by": job.submitted_by,
-            "state": JobState.ACCEPTED, "is_foreground": job.is_foreground, "is_paused": False,
-            "name": job.request.name or model_version, "priority": job.priority, "model_version": model_version,
-            "created_at": created_at, "attempts": 0, "fence": 0, "run_limit_seconds": job.run_limit_seconds,
-            "run_seconds": 0.0,
-            "log": job.request.log, "results_uri": results_uri, "request": job.request.model_dump_json(),
-            "settings": job.settings.model_dump_json(), "command": json.dumps(list(job.command)),
-            "events_read_bytes": 0, "num_events": 1,
+        record = JobRecord(
+            job_id=job.job_id, project=job.project, submitted_by=job.submitted_by, state=JobState.ACCEPTED,
+            is_foreground=job.is_foreground, name=job.request.name or model_version, priority=job.priority,
+            model_version=model_version, created_at=created_at, run_limit_seconds=job.run_limit_seconds,
+            log=job.request.log, results_uri=results_uri, command=list(job.command), num_events=1 + len(job.notices),
+            retry_at=None, worker_started_at=None, run_seconds=0.0,
+        )  # fmt: skip
+        row = _columns(record.model_dump()) | {
+            "fence": 0, "events_read_bytes": 0, "request": job.request.model_dump_json(),
+            "settings": job.settings.model_dump_json(),
         }  # fmt: skip
-        connection.execute(JOBS.insert().values(row))
-        _insert_events(connection, job.job_id, 1, [StateEvent(time=created_at, state=JobState.ACCEPTED, previous=None)])
-        return self.read(job.job_id, connection=connection)
+        connection.execute(ADD, row)
+        told = [
+            NoticeEvent(time=created_at, code=each.code, message=each.message, hint=each.hint) for each in job.notices
+        ]
+        accepted = StateEvent(time=created_at, state=JobState.ACCEPTED, previous=None)
+        _insert_events(connection, job.job_id, 1, [accepted, *told])
+        return record
 
     def read(self, job_id: str, *, connection: sa.Connection | None = None) -> JobRecord:
         """Raises Unknown (UNKNOWN_JOB)."""
-        query = sa.select(*RECORD_COLUMNS).where(JOBS.c.job_id == job_id)
-        row = self._one(query, connection)
+        if connection is not None:
+            row = connection.execute(ONE_RECORD, {"of_job": job_id}).one_or_none()
+        else:
+            with self.database.read() as own:
+                row = own.execute(ONE_RECORD, {"of_job": job_id}).one_or_none()
         if row is None:
             raise Unknown(
                 "UNKNOWN_JOB",
-                f"There is no job {job_id!r} here.",
+                f"There is no job {shown(job_id)} here.",
                 field="JOB",
                 hint="`tunesmith job list` shows the jobs.",
             )
@@ -144,8 +164,8 @@ class JobStore:
 
     def asked(self, job_id: str) -> tuple[FinetuneRequest, TrainingSettings]:
         """What was asked for at submission."""
-        row = self._one(sa.select(JOBS.c.request, JOBS.c.settings).where(JOBS.c.job_id == job_id), None)
-        assert row is not None, "the caller has read its record"
+        with self.database.read() as connection:
+            row = connection.execute(sa.select(JOBS.c.request, JOBS.c.settings).where(JOBS.c.job_id == job_id)).one()
         return FinetuneRequest.model_validate_json(row.request), TrainingSettings.model_validate_json(row.settings)
 
     def records(
@@ -180,12 +200,12 @@ class JobStore:
             row = connection.execute(
                 sa.select(JOBS.c.lease_owner, JOBS.c.lease_until, JOBS.c.fence).where(JOBS.c.job_id == job_id)
             ).one()
-            if row.lease_owner is not None and row.lease_until > time.time() and owner_may_live(row.lease_owner):
+            if lease_is_held(row.lease_owner, row.lease_until, now=time.time()):
                 raise MachineCannot(
                     "JOB_BUSY",
                     f"Another tunesmith process is already looking after {job_id}.",
                     field="JOB",
-                    hint=f"Watch it with `tunesmith job show {job_id}`, or stop that process first.",
+                    hint=f"Follow it with `tunesmith job resume {job_id}`, or stop that process first.",
                 )
             lease = Lease(job_id=job_id, owner=owner, fence=row.fence + 1)
             connection.execute(
@@ -194,6 +214,13 @@ class JobStore:
                 .values(fence=lease.fence, lease_owner=owner, lease_until=time.time() + LEASE_SECONDS)
             )
             return lease, self.read(job_id, connection=connection)
+
+    def holder(self, job_id: str) -> str | None:
+        """The owner's name of the lease that a process holds; None where nobody looks after the job."""
+        with self.database.read() as connection:
+            query = sa.select(JOBS.c.lease_owner, JOBS.c.lease_until).where(JOBS.c.job_id == job_id)
+            owner, until = connection.execute(query).one()
+        return owner if lease_is_held(owner, until, now=time.time()) else None
 
     def renew(self, lease: Lease) -> JobRecord:
         """The heartbeat; returns the record as others left it (a wish to cancel or pause among it)."""
@@ -249,7 +276,11 @@ class JobStore:
             changes = {"started_at": time_now} | changes
         if state in FINAL_STATES:
             nothing_left = {"worker_pid": None, "worker_started_at": None, "phase": None, "waiting_reason": None}
+            if state is not JobState.FAILED:  # why it waited before is not why it ended
+                nothing_left |= {"failure": None, "failure_family": None}
             changes = {"finished_at": time_now, "retry_at": None} | nothing_left | changes
+            if lease is None:  # a clock that jumped makes a lease seem lapsed: whoever holds it starts no worker now
+                changes |= {"lease_owner": None, "lease_until": None}
         where = (JOBS.c.job_id == job_id) & (JOBS.c.state == record.state)
         row = connection.execute(
             JOBS.update()
@@ -263,6 +294,8 @@ class JobStore:
         _insert_events(
             connection, job_id, moved.num_events, [StateEvent(time=time_now, state=state, previous=record.state)]
         )
+        if state in FINAL_STATES:
+            quotas.give_back(connection, moved.submitted_by, queued_jobs=1)
         if state in VERSION_STATES:
             move_version(
                 connection, project=moved.project, model_version=moved.model_version, state=VERSION_STATES[state],
@@ -342,12 +375,6 @@ class JobStore:
         found = [NumberedEvent(number=row.number, event=EVENT.validate_json(row.body)) for row in rows]
         return found[::-1] if newest else found
 
-    def _one(self, query: sa.Select[*tuple[Any, ...]], connection: sa.Connection | None) -> sa.Row[Any] | None:
-        if connection is not None:
-            return connection.execute(query).one_or_none()
-        with self.database.read() as own:
-            return own.execute(query).one_or_none()
-
 
 def _page(query: AnySelect, *, newest: bool, limit: int | None) -> AnySelect:
     number = query.selected_columns["number"]
@@ -372,7 +399,7 @@ def _record(row: sa.Row[Any]) -> JobRecord:
 def _insert_events(connection: sa.Connection, job_id: str, first: int, events: Sequence[AnyEvent]) -> None:
     if events:
         connection.execute(
-            EVENTS.insert(),
+            ADD_EVENTS,
             [
                 {"job_id": job_id, "number": first + index, "kind": event.kind, "body": event.model_dump_json()}
                 for index, event in enumerate(events)

@@ -22,6 +22,8 @@ from pathlib import Path
 from types import FrameType
 from typing import Any, TypeVar
 
+from tunesmith.catalog.logs import maximum_bytes_of
+from tunesmith.catalog.quotas import limits_of
 from tunesmith.catalog.versions import final_columns
 from tunesmith.errors import JobFailed, MachineCannot, TunesmithError, from_form
 from tunesmith.jobs.events import History, job_result, past_events, row_counts, version_metrics
@@ -39,7 +41,7 @@ from tunesmith.jobs.launcher import (
     train_command,
     worker_environment,
 )
-from tunesmith.jobs.records import JobFolder, last_lines, now, read_job_file
+from tunesmith.jobs.records import JobFolder, keep_end, last_lines, now, read_job_file
 from tunesmith.jobs.state import State
 from tunesmith.jobs.store import Lease, this_process
 from tunesmith.spec.artifacts import MANIFEST_NAME
@@ -224,10 +226,12 @@ def run_job(
     command: Callable[[Path], list[str]] = train_command,
     prepare: Prepare | None = None,
     standby: Standby | None = None,
+    told: int = 0,
 ) -> Ended:
     """Run the job to an ending, or to a wait. A finished job only tells its result again.
 
-    on_event gets each event of the job once, in order, what is past first (of past steps the newest alone).
+    on_event gets each event of the job once, in order, what is past first (of past steps the newest alone, and none up
+    to the number `told`).
     `command` starts the worker, where none stands by. `prepare` makes the folder of a job that was submitted before it
     was inspected; it runs in a thread of its own, and should give up (with any TunesmithError) once `wish.is_wanted`.
     Raises MachineCannot (JOB_BUSY) while another supervisor holds the job, LeaseLost when another one took it,
@@ -235,11 +239,11 @@ def run_job(
     """
     record = state.jobs.read(folder.job_id)
     if record.state in FINAL_STATES:
-        return _told_again(folder, state, record)
+        return told_again(folder, state, record)
     lease, record = state.jobs.acquire(folder.job_id, owner=this_process())
     run = _Run(folder, state, lease, record, environment, on_event, wish, command, standby)
     try:
-        return _run(run, prepare)
+        return _run(run, prepare, told)
     except _LeaveAlone:
         return run.ended(Ending.LEFT)
     except OSError as error:
@@ -251,11 +255,13 @@ def run_job(
             state.jobs.release(lease)
 
 
-def _run(run: _Run, prepare: Prepare | None) -> Ended:
+def _run(run: _Run, prepare: Prepare | None, told: int) -> Ended:
     if ended := _begin(run):
         return ended
-    for event in past_events(run.state.jobs, run.lease.job_id):
-        run.pass_on(event)
+    for each in past_events(run.state.jobs, run.lease.job_id):
+        run.history.add(each.event)
+        if each.number > told:
+            run.on_event(each.event)
     run.hear(at_once=True)
     if prepare is not None and not run.folder.job_file.exists():
         ended = _prepare(run, prepare)
@@ -276,7 +282,7 @@ def _begin(run: _Run) -> Ended | None:
             )  # fmt: skip
             return None
     if run.record.state in FINAL_STATES:
-        return _told_again(run.folder, run.state, run.record)
+        return told_again(run.folder, run.state, run.record)
     if run.record.state is JobState.ACCEPTED:
         return _stopped(run)
     if not run.record.is_paused:
@@ -285,7 +291,8 @@ def _begin(run: _Run) -> Ended | None:
     return None
 
 
-def _told_again(folder: JobFolder, state: State, record: JobRecord) -> Ended:
+def told_again(folder: JobFolder, state: State, record: JobRecord) -> Ended:
+    """The ending of a job in its final state."""
     result = job_result(state.jobs, folder)
     if record.state is JobState.CANCELED:
         return Ended(ending=Ending.CANCELED, result=result, error=JobFailed("CANCELED", "The job was canceled."))
@@ -451,10 +458,18 @@ def _start(run: _Run) -> int:
 def _watch(run: _Run, pid: int) -> int | None:
     """Hear the worker until it ends. Returns its exit code; None for one that is not our child."""
     asked: dict[_Cause, float] = {}
-    is_killed = False
+    is_killed = is_cut = False
+    with run.state.database.read() as connection:
+        log_bytes = limits_of(connection, run.record.submitted_by)[0].log_bytes
+        if (kept := maximum_bytes_of(connection, run.record.log)) is not None:
+            log_bytes = min(log_bytes, kept)
     while is_running(pid, started_at=run.record.worker_started_at):
         run.hear()
         run.look()
+        if keep_end(run.folder.worker_log, maximum_bytes=log_bytes) and not is_cut:
+            is_cut = True
+            cut = f"The worker's log outgrew {log_bytes:,} bytes: its older lines are dropped, now and from here on."
+            run.say(NoticeEvent(time=now(), code="LOG_CUT", message=cut))
         cause = run.cause_to_stop()
         if cause is not None and cause not in asked:
             if not asked:
@@ -530,7 +545,7 @@ def _publish(run: _Run) -> Ended:
 
 def _canceled(run: _Run) -> Ended:
     run.move(JobState.CANCELED)
-    return _told_again(run.folder, run.state, run.record)
+    return told_again(run.folder, run.state, run.record)
 
 
 def _stopped(run: _Run) -> Ended:
@@ -563,7 +578,7 @@ def _failed(
     if not is_said:
         run.say(FailureEvent(time=now(), error=form, family=family, retry=False))
     run.move(JobState.FAILED, failure=form, failure_family=family, **changes)
-    return _told_again(run.folder, run.state, run.record)
+    return told_again(run.folder, run.state, run.record)
 
 
 def _wait(run: _Run, ending: Ending, error: TunesmithError, *, retry_at: float | None) -> Ended:

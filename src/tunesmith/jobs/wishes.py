@@ -9,13 +9,14 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
-from typing import Any
+from typing import Any, Literal
 
 import sqlalchemy as sa
 
+from tunesmith.catalog import audit
 from tunesmith.errors import Conflict
 from tunesmith.jobs.launcher import is_running
-from tunesmith.jobs.store import JobStore, owner_may_live
+from tunesmith.jobs.store import JobStore, lease_is_held
 from tunesmith.spec.jobs import FINAL_STATES, JobRecord, JobState
 from tunesmith.storage.tables import JOBS
 
@@ -29,7 +30,7 @@ def cancel(store: JobStore, job_id: str, *, connection: sa.Connection | None = N
         record = store.read(job_id, connection=connection)
         if record.state in (JobState.CANCELING, JobState.CANCELED):
             return record
-        _require_unfinished(record, "cancelled")
+        _require_unfinished(record, "canceled")
         if record.state is JobState.ACCEPTED:
             return store.move(job_id, JobState.CANCELED, lease=None, connection=connection)
         moved = store.move(job_id, JobState.CANCELING, lease=None, connection=connection)
@@ -73,16 +74,26 @@ def resume(store: JobStore, job_id: str, *, connection: sa.Connection | None = N
     return _together(store, connection, ask)
 
 
+def ask(store: JobStore, job_id: str, what: Literal["cancel", "pause", "resume"], *, actor: str) -> JobRecord:
+    """A wish and its line in the audit, in one transaction. Raises as the wish."""
+
+    def write(connection: sa.Connection) -> JobRecord:
+        record = WISHES[what](store, job_id, connection=connection)
+        audit.record(connection, actor, f"job.{what}", job_id)
+        return record
+
+    return store.database.write_grouped(write)
+
+
+WISHES = {"cancel": cancel, "pause": pause, "resume": resume}
+
+
 def is_looked_after(connection: sa.Connection, job_id: str) -> bool:
     """Whether a live process holds the job's lease."""
     row = connection.execute(
         sa.select(JOBS.c.lease_owner, JOBS.c.lease_until).where(JOBS.c.job_id == job_id)
     ).one()  # fmt: skip
     return lease_is_held(row.lease_owner, row.lease_until, now=time.time())
-
-
-def lease_is_held(owner: str | None, until: float | None, *, now: float) -> bool:
-    return owner is not None and until is not None and until > now and owner_may_live(owner)
 
 
 def has_worker(record: JobRecord) -> bool:
@@ -115,5 +126,5 @@ def _require_unfinished(record: JobRecord, done: str, *, hint: str | None = None
 def _require_not_canceling(record: JobRecord, done: str) -> None:
     if record.state is JobState.CANCELING:
         raise Conflict(
-            "JOB_CANCELING", f"Job {record.job_id} is being cancelled: it cannot be {done}.", field="JOB"
+            "JOB_CANCELING", f"Job {record.job_id} is being canceled: it cannot be {done}.", field="JOB"
         )  # fmt: skip

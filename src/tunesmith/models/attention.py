@@ -12,9 +12,9 @@ bucket.
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
-from contextvars import ContextVar
 from typing import Any
 
 import torch
@@ -22,6 +22,7 @@ from torch import Tensor, nn
 from torch.nn.functional import scaled_dot_product_attention
 
 from tunesmith.errors import MachineCannot
+from tunesmith.kernels.varlen import NO_WINDOW, document_attention, has_kernel
 from tunesmith.models.packing import Bucket, Packing, visible
 
 NAME = "tunesmith_packed"
@@ -29,17 +30,34 @@ NAME = "tunesmith_packed"
 # 60 tokens 3.3 against 4.5 ms, four heads of 64 3.6 against 7.3 ms; 500 tokens the other way round, 52 against 19 ms).
 LONGEST_PLAIN = 192
 
-_PACKING: ContextVar[Packing | None] = ContextVar("packing", default=None)
+
+class _Current:
+    """What the layers that run now see. An object with plain attributes, because the compiler reads no ContextVar."""
+
+    def __init__(self) -> None:
+        self.packing: Packing | None = None
+        self.bucketed: Any = _bucketed_attention  # called with its arguments; wrapped when layers are compiled
+
+
+_ONE_AT_A_TIME = threading.RLock()
 
 
 @contextmanager
-def packed(packing: Packing) -> Iterator[None]:
-    """Layers that run inside see one sequence of the packing's documents. The backward pass needs no context."""
-    token = _PACKING.set(packing)
-    try:
-        yield
-    finally:
-        _PACKING.reset(token)
+def packed(packing: Packing | None) -> Iterator[None]:
+    """Layers that run inside see one sequence of the packing's documents. The backward pass needs no context.
+
+    One thread of a process at a time; a second one waits.
+    """
+    with _ONE_AT_A_TIME:
+        before, _CURRENT.packing = _CURRENT.packing, packing
+        try:
+            yield
+        finally:
+            _CURRENT.packing = before
+
+
+def current_packing() -> Packing | None:
+    return _CURRENT.packing
 
 
 def register() -> None:
@@ -51,7 +69,7 @@ def register() -> None:
 
 
 def _mask(*arguments: Any, **options: Any) -> Tensor | None:
-    if _PACKING.get() is not None:
+    if _CURRENT.packing is not None:
         return None
     from transformers.masking_utils import sdpa_mask
 
@@ -82,18 +100,51 @@ def attention_forward(
     if dropout or is_causal is False or not getattr(module, "is_causal", True):
         raise MachineCannot("NOT_BUILT", f"{type(module).__name__} asks for attention dropout or non-causal attention.")
     scale = query.shape[-1] ** -0.5 if scaling is None else scaling
-    packing = _PACKING.get()
+    packing = _CURRENT.packing
     if packing is None:
         return _padded_attention(query, key, value, attention_mask, scale=scale, softcap=softcap), None
+    if softcap is not None or not has_kernel(query):
+        return _CURRENT.bucketed(query, key, value, scale, sliding_window, softcap), None
+    if not torch.compiler.is_compiling():  # to the compiler the packing's size is a constant, the tensors' is not
+        _require_fit(query, key, packing)
+    rows_THD = document_attention(
+        query[0].transpose(0, 1),
+        key[0].transpose(0, 1),
+        value[0].transpose(0, 1),
+        packing.cumulative,
+        longest=packing.longest_tensor,
+        scale=scale,
+        window=NO_WINDOW if sliding_window is None else sliding_window,
+    )
+    return rows_THD.unsqueeze(0), None
+
+
+def _require_fit(query: Tensor, key: Tensor, packing: Packing) -> None:
     if query.shape[0] != 1 or query.shape[2] != packing.num_tokens or key.shape[2] != packing.num_tokens:
         raise ValueError(f"{tuple(query.shape)} does not fit a packing of {packing.num_tokens} tokens")
+
+
+def hide_buckets_from_compiler() -> None:
+    """To be called before anything is compiled: attention by buckets is Python over index arithmetic.
+
+    No decorator: it would import the compiler, a second, into every worker.
+    """
+    _CURRENT.bucketed = torch.compiler.disable(_bucketed_attention, recursive=True)
+
+
+def _bucketed_attention(
+    query: Tensor, key: Tensor, value: Tensor, scale: float, sliding_window: int | None, softcap: float | None
+) -> Tensor:
+    """(B, T, H, D), where torch's kernel for packed sequences does not apply."""
+    packing = _CURRENT.packing
+    assert packing is not None
+    _require_fit(query, key, packing)
     window = sliding_window if sliding_window is not None and sliding_window < packing.longest else None
-    if softcap is None and _has_varlen(query):
-        return _varlen_attention(query, key, value, packing, scale=scale, window=window), None
     rows_THD = _PackedAttention.apply(
         query.transpose(1, 2)[0], key.transpose(1, 2)[0], value.transpose(1, 2)[0], packing, scale, window, softcap
     )
-    return rows_THD.unsqueeze(0), None
+    assert isinstance(rows_THD, Tensor)
+    return rows_THD.unsqueeze(0)
 
 
 def _padded_attention(
@@ -127,33 +178,6 @@ def _softcapped(query: Tensor, key: Tensor, value: Tensor, mask: Tensor, *, scal
         query.dtype
     )
     return weights @ value.repeat_interleave(repeats, 1)
-
-
-def _has_varlen(query: Tensor) -> bool:
-    """torch's flash kernel for packed sequences: half precision on a GPU."""
-    return query.is_cuda and query.dtype in (torch.bfloat16, torch.float16) and query.shape[-1] <= 256
-
-
-def _varlen_attention(
-    query: Tensor, key: Tensor, value: Tensor, packing: Packing, *, scale: float, window: int | None
-) -> Tensor:
-    from torch.nn.attention.varlen import varlen_attn  # registers CUDA kernels when imported
-
-    repeats = query.shape[1] // key.shape[1]
-    out_THD = varlen_attn(
-        query[0].transpose(0, 1),
-        # Older kernels take equal head counts only; the copies are small beside the layer's activations.
-        key[0].transpose(0, 1).repeat_interleave(repeats, 1) if repeats > 1 else key[0].transpose(0, 1),
-        value[0].transpose(0, 1).repeat_interleave(repeats, 1) if repeats > 1 else value[0].transpose(0, 1),
-        packing.cumulative,
-        packing.cumulative,
-        packing.longest,
-        packing.longest,
-        scale=scale,
-        window_size=(-1 if window is None else window - 1, 0),
-    )
-    assert isinstance(out_THD, Tensor)
-    return out_THD.unsqueeze(0)
 
 
 class _PackedAttention(torch.autograd.Function):
@@ -294,3 +318,6 @@ class _GraphPart:
         wanted = [tensor for tensor in self.inputs if tensor.requires_grad]
         found = iter(torch.autograd.grad(self.output, wanted, g.view(self.output.shape)))
         return tuple(next(found) if tensor.requires_grad else None for tensor in self.inputs)
+
+
+_CURRENT = _Current()

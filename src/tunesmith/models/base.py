@@ -11,32 +11,44 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import safe_open
 from torch import nn
 
 from tunesmith.errors import InputRefused, MachineCannot
-from tunesmith.models import attention
-from tunesmith.models.folder import digest_of, read_folder
+from tunesmith.models import attention, skeleton
+from tunesmith.models.folder import ModelFolder, digest_of, read_folder
 from tunesmith.spec.models import ModelFacts
 
 _LISTED = 5  # names in a message
 
 
 def load_base(
-    facts: ModelFacts, *, dtype: torch.dtype, device: torch.device, cache_folder: Path | None = None
+    facts: ModelFacts,
+    *,
+    dtype: torch.dtype,
+    device: torch.device,
+    cache_folder: Path | None = None,
+    trains_only: bool = False,
 ) -> nn.Module:
     """The frozen model of an inspected folder, in eval mode (the base's own dropout stays off in training, too).
+
+    trains_only: on a CPU a module of our own may stand in that computes packed batches alone (`skeleton.py`), so that
+    training starts without transformers.
 
     The folder is looked at and hashed again: what is loaded is what was inspected. cache_folder: where hashes of large
     files are kept. Raises InputRefused for a folder that has changed, and where tensors are missing, of the wrong shape
     or of no use to the architecture's modules.
     """
-    if digest_of(read_folder(Path(facts.path)), cache_folder=cache_folder) != facts.digest:
+    folder = read_folder(Path(facts.path))
+    if digest_of(folder, cache_folder=cache_folder) != facts.digest:
         raise InputRefused(
             "SOURCE_CHANGED",
             f"The files of {facts.name} are not the ones that were inspected.",
             field="model",
             hint="Start a new run from the model as it is now, or restore its files.",
         )
+    if trains_only and device.type == "cpu" and skeleton.why_not(folder.config) is None:
+        return _load_skeleton(facts, folder, dtype=dtype)
     from huggingface_hub.errors import StrictDataclassError
     from transformers import AutoModelForCausalLM  # heavy: only a worker that loads needs it
     from transformers.utils import logging as transformers_logging
@@ -78,6 +90,30 @@ def load_base(
     model.eval()
     model.config.use_cache = False
     return model.to(device)
+
+
+def _load_skeleton(facts: ModelFacts, folder: ModelFolder, *, dtype: torch.dtype) -> nn.Module:
+    model = skeleton.build(facts, folder.config)
+    wanted = dict(model.named_parameters())  # a tied head is the embedding and has no name of its own
+    report: dict[str, Any] = {"missing_keys": set(wanted), "mismatched_keys": [], "unexpected_keys": []}
+    for file in folder.weights:
+        with safe_open(file.path, framework="pt") as tensors:
+            for name, entry in file.tensors.items():
+                if name not in wanted:
+                    if not name.endswith(("rotary_emb.inv_freq", "lm_head.weight")):  # old files hold the angles
+                        report["unexpected_keys"].append(name)
+                    continue
+                report["missing_keys"].discard(name)
+                if tuple(entry.shape) != tuple(wanted[name].shape):
+                    report["mismatched_keys"].append((name, entry.shape, wanted[name].shape))
+                    continue
+                parent, _, last = name.rpartition(".")
+                values = nn.Parameter(tensors.get_tensor(name).to(dtype), requires_grad=False)
+                setattr(model.get_submodule(parent), last, values)
+    if facts.tied_embeddings:
+        model.lm_head.weight = model.model.embed_tokens.weight
+    _require_whole(facts, model, report)
+    return model.requires_grad_(False).eval()
 
 
 def _require_whole(facts: ModelFacts, model: Any, report: dict[str, Any]) -> None:

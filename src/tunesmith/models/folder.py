@@ -291,24 +291,13 @@ def _weight_names(
     """The weight files in order, and the index where they are sharded."""
     if SINGLE_WEIGHTS in names:
         if WEIGHTS_INDEX in names:
+            _read_index(path, {})  # an index that leads out of the folder is refused, used or not
             notices.append(f"{SINGLE_WEIGHTS} is used; {WEIGHTS_INDEX} and its shards are not.")
         return [SINGLE_WEIGHTS], None
     if WEIGHTS_INDEX not in names:
         raise _no_weights(path, names)
-    identities[WEIGHTS_INDEX] = _check_file(path, WEIGHTS_INDEX, limit=16 * MAXIMUM_CONFIG_BYTES)
-    index = read_json(path / WEIGHTS_INDEX, limit=16 * MAXIMUM_CONFIG_BYTES)
-    weight_map = index.get("weight_map")
-    if not isinstance(weight_map, dict) or not weight_map:
-        raise InputRefused("BROKEN_INDEX", f"{WEIGHTS_INDEX} has no weight_map.", field=WEIGHTS_INDEX, hint=_AGAIN)
-    shards = sorted({str(shard) for shard in cast(dict[str, Any], weight_map).values()})
+    index, shards = _read_index(path, identities)
     for shard in shards:
-        if not SHARD_NAME.fullmatch(shard):
-            raise InputRefused(
-                "UNSAFE_CONFIG",
-                f"{WEIGHTS_INDEX} names {shard[:100]!r}; a shard is a plain file name in the folder.",
-                field=WEIGHTS_INDEX,
-                hint="Take the model from a source that you trust; its shards lie beside the index.",
-            )
         if shard not in names:
             raise InputRefused(
                 "SHARD_MISSING",
@@ -328,6 +317,25 @@ def _weight_names(
     if unused:
         notices.append(f"Not used, because {WEIGHTS_INDEX} does not name them: {', '.join(unused[:5])}.")
     return shards, index
+
+
+def _read_index(path: Path, identities: dict[str, _Identity]) -> tuple[dict[str, Any], list[str]]:
+    """The index and the shards that it names, each a plain name."""
+    identities[WEIGHTS_INDEX] = _check_file(path, WEIGHTS_INDEX, limit=16 * MAXIMUM_CONFIG_BYTES)
+    index = read_json(path / WEIGHTS_INDEX, limit=16 * MAXIMUM_CONFIG_BYTES)
+    weight_map = index.get("weight_map")
+    if not isinstance(weight_map, dict) or not weight_map:
+        raise InputRefused("BROKEN_INDEX", f"{WEIGHTS_INDEX} has no weight_map.", field=WEIGHTS_INDEX, hint=_AGAIN)
+    shards = sorted({str(shard) for shard in cast(dict[str, Any], weight_map).values()})
+    for shard in shards:
+        if not SHARD_NAME.fullmatch(shard):
+            raise InputRefused(
+                "UNSAFE_CONFIG",
+                f"{WEIGHTS_INDEX} names {shard[:100]!r}; a shard is a plain file name in the folder.",
+                field=WEIGHTS_INDEX,
+                hint="Take the model from a source that you trust; its shards lie beside the index.",
+            )
+    return index, shards
 
 
 def _no_weights(path: Path, names: frozenset[str]) -> InputRefused:

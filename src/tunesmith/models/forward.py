@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from tunesmith.data.batch import Batch
 from tunesmith.errors import MachineCannot
 from tunesmith.models.attention import packed
+from tunesmith.models.lora import expect_tokens
 from tunesmith.models.loss import Head
 from tunesmith.models.packing import Packing
 
@@ -21,6 +22,7 @@ def hidden_states(model: nn.Module, batch: Batch, *, device: torch.device) -> Te
     """Hidden states (T, D) after the last norm, in the model's dtype. No document sees another one."""
     packing = Packing(batch.boundaries.tolist(), device=device)
     body = cast(Any, model).base_model
+    expect_tokens(model, packing.num_tokens, device=device)
     # A mask of four dimensions is handed through as it is: transformers then spends no time on making one, and our
     # attention does not look at it.
     no_mask = torch.empty(1, 1, 1, 1, dtype=torch.bool, device=device)

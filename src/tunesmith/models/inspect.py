@@ -20,25 +20,18 @@ from typing import Any
 from pydantic import ValidationError
 
 from tunesmith.errors import InputRefused, MachineCannot, TunesmithError
-from tunesmith.models.families import Family, family_of
+from tunesmith.models.families import family_of
 from tunesmith.models.folder import ModelFolder, digest_of, read_folder
 from tunesmith.models.targets import choose_targets, require_rank
 from tunesmith.models.tensor_file import TensorEntry
 from tunesmith.spec.datasets import InspectRequest, InspectResponse
+from tunesmith.spec.families import LINEAR_SIZES, Family
 from tunesmith.spec.models import LinearModule, ModelFacts
 
 DTYPES = {"F32": "float32", "F16": "float16", "BF16": "bfloat16"}
 HEAD = "lm_head.weight"
-# (inputs, outputs) of the linear modules whose sizes config.json names.
-_SIZES = {
-    "q_proj": ("hidden", "query"),
-    "k_proj": ("hidden", "key"),
-    "v_proj": ("hidden", "key"),
-    "o_proj": ("query", "hidden"),
-    "gate_proj": ("hidden", "middle"),
-    "up_proj": ("hidden", "middle"),
-    "down_proj": ("middle", "hidden"),
-}
+# Those of transformers (`su`: an older name of longrope); with another one it fails while it builds the model.
+ROPE_KINDS = frozenset({"default", "linear", "dynamic", "yarn", "longrope", "su", "llama3", "proportional"})
 _ONE_MODEL = "Take config.json and the weights from one model."
 _LICENCE = re.compile(r"^license(?:_name)?:\s*['\"]?([A-Za-z0-9][\w.+-]{0,60})", re.MULTILINE)
 _MAXIMUM_SIZE = 1 << 40
@@ -88,11 +81,31 @@ def inspect_model(path: Path | str, name: str, *, cache_folder: Path | None = No
         intermediate_size=_size(config, family.intermediate_size, "intermediate_size", default=4 * hidden_size),
         vocabulary_size=vocabulary_size,
         tied_embeddings=is_tied,
+        rope_kind=_rope_kind(config),
+        activation=str(config.get("hidden_act") or config.get("hidden_activation") or "silu")[:40],
         licence=_licence(path),
         linear_modules=linear,
         notices=notices,
         **tokens,
     )
+
+
+def _rope_kind(config: Mapping[str, Any]) -> str:
+    """`rope_type` of whichever of the two keys holds it; `mixed` where layers differ (Gemma 3)."""
+    scaling = config.get("rope_parameters") or config.get("rope_scaling")
+    if not isinstance(scaling, dict):
+        return "default"
+    if any(isinstance(value, dict) for value in scaling.values()):
+        return "mixed"
+    kind = str(scaling.get("rope_type") or scaling.get("type") or "default")[:40]
+    if kind not in ROPE_KINDS:
+        raise InputRefused(
+            "BROKEN_CONFIG",
+            f"config.json: the rope scaling {kind!r} is not known; known are {', '.join(sorted(ROPE_KINDS))}.",
+            field="config.json",
+            hint=_ONE_MODEL,
+        )
+    return kind
 
 
 def answer(request: InspectRequest) -> InspectResponse:
@@ -104,6 +117,10 @@ def answer(request: InspectRequest) -> InspectResponse:
         for name in choose_targets(list(sizes), targets=request.settings.target_modules):
             module = sizes[name]
             require_rank(name, module.in_features, module.out_features, settings=request.settings)
+    if request.adapter_path is not None:
+        from tunesmith.models.adapter_form import inspect_adapter  # numpy: not needed for the folder alone
+
+        return InspectResponse(facts=facts, adapter=inspect_adapter(Path(request.adapter_path), facts))
     if not request.datasets:
         return InspectResponse(facts=facts)
     if request.settings is None or cache is None:
@@ -115,9 +132,14 @@ def answer(request: InspectRequest) -> InspectResponse:
         settings=request.settings,
         base=facts,
         cache_folder=cache,
-        with_previews=request.with_previews,
     )
-    return InspectResponse(facts=facts, preparation=prepared.summary)
+    summary = prepared.summary
+    if request.preview is not None:
+        from tunesmith.data.preview import previews
+
+        shown = previews(prepared, request.preview, seed=request.settings.seed)
+        summary = summary.model_copy(update={"previews": shown})
+    return InspectResponse(facts=facts, preparation=summary)
 
 
 def _by_full_name(tensors: dict[str, TensorEntry], family: Family) -> dict[str, TensorEntry]:
@@ -272,10 +294,8 @@ def _require_sizes(
     if config.get(family.intermediate_size) is not None:
         sizes["middle"] = _size(config, family.intermediate_size)
     for module in linear:
-        named = _SIZES.get(module.name.rpartition(".")[2])
-        if named is None:
-            continue
-        wanted = tuple(sizes[name] for name in named)
+        named = LINEAR_SIZES[".".join(module.name.rsplit(".", 2)[1:])]
+        wanted = tuple(sizes.get(name) for name in named)  # fused ones are held against layer 0 alone
         found = (module.in_features, module.out_features)
         if any(want not in (None, size) for want, size in zip(wanted, found, strict=True)):
             raise InputRefused(

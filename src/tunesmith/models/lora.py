@@ -1,10 +1,10 @@
 """LoRA on the frozen linear modules of a base model (Hu et al. 2021), as PEFT defines it.
 
 `inject` replaces each targeted nn.Linear or transformers Conv1D by a `LoraLinear` that holds it: y = base(x) +
-scaling * B A drop(x), with A (r, in) and B (out, r) in float32. The forward and backward passes are written by hand:
-no gradient for the frozen weight, no input gradient where nothing asks for it, and nothing saved but the input, the
-mask and the r-wide inner values. Dropout is drawn by position (`kernels/dropout.py`), so a module needs to know where
-in the run it stands: `set_dropout_position` before a training forward, `clear_dropout_position` for evaluation.
+scaling * B A drop(x), with A (r, in) and B (out, r) in float32. The forward and backward passes are written by hand
+(`lora_product.py`): no gradient for the frozen weight, no input gradient where nothing asks for it. Dropout is drawn by
+position (`kernels/dropout.py`), so a module needs to know where in the run it stands: `set_dropout_position` before a
+training forward, `clear_dropout_position` for evaluation.
 
 Dimensions: N tokens, I in_features, O out_features, r LoRA rank.
 """
@@ -21,7 +21,8 @@ import torch
 from torch import Tensor, nn
 
 from tunesmith.errors import MachineCannot, TunesmithError
-from tunesmith.kernels.dropout import column_keys, keep_mask, keep_rate, row_keys
+from tunesmith.kernels.dropout import column_keys, keep_rate, row_keys
+from tunesmith.models.lora_product import kept_product, lora_product
 from tunesmith.models.targets import choose_targets, require_rank
 from tunesmith.spec.training import TrainingSettings, scaling
 
@@ -40,26 +41,27 @@ class DropoutPosition:
 
 
 class LoraClock:
-    """What all LoRA modules of one model share: whether they are on, and where in the run the next forward stands."""
+    """What all LoRA modules of one model share: whether they are on, and where in the run the next forward stands.
+
+    row_keys_N1: dropout keys of the next forward's tokens, made once for all modules; None while dropout is off.
+    """
 
     def __init__(self) -> None:
         self.is_enabled = True
         self.position: DropoutPosition | None = None
-        self._row_keys: Tensor | None = None
+        self.row_keys_N1: Tensor | None = None
 
     def move(self, position: DropoutPosition | None) -> None:
         self.position = position
-        self._row_keys = None
+        self.row_keys_N1 = None
 
-    def row_keys(self, count: int, device: torch.device) -> Tensor:
-        """Dropout keys of the forward's tokens, made once for all modules."""
-        assert self.position is not None
-        keys = self._row_keys
-        if keys is None or keys.shape[0] != count or keys.device != device:
-            place = self.position
-            keys = row_keys(seed=place.seed, step=place.step, offset=place.offset, count=count, device=device)
-            self._row_keys = keys
-        return keys
+    def expect(self, count: int, device: torch.device) -> None:
+        """The next forward has `count` tokens. A compiled layer only reads what this makes."""
+        keys, place = self.row_keys_N1, self.position
+        if place is not None and (keys is None or keys.shape[0] != count or keys.device != device):
+            self.row_keys_N1 = row_keys(
+                seed=place.seed, step=place.step, offset=place.offset, count=count, device=device
+            )
 
 
 class LoraLinear(nn.Module):
@@ -77,7 +79,9 @@ class LoraLinear(nn.Module):
         self.scaling = scaling(settings)
         self.dropout = settings.lora_dropout
         self.clock = clock
-        self.register_buffer("_column_keys", None, persistent=False)
+        self.column_keys_1C: Tensor | None
+        keys = column_keys(module_index=index, num_features=self.in_features, device=weight.device)
+        self.register_buffer("column_keys_1C", keys if self.dropout > 0 else None, persistent=False)
         rank = settings.lora_rank
         self.lora_A = nn.Parameter(_initial_a(rank, self.in_features, seed=settings.seed, name=name).to(weight.device))
         self.lora_B = nn.Parameter(torch.zeros(self.out_features, rank, device=weight.device))
@@ -89,75 +93,22 @@ class LoraLinear(nn.Module):
         if not self.clock.is_enabled:
             return self.base(x)
         weight, bias = self.base.weight, self.base.bias
-        assert isinstance(weight, Tensor)
+        assert isinstance(weight, Tensor) and not isinstance(bias, nn.Module)
         weight_OI = weight.t() if self.is_transposed else weight
         x_NI = x.reshape(-1, self.in_features)
-        mask_NI, factor = None, self.scaling
-        if self.clock.position is not None and self.dropout > 0:
-            mask_NI = self._keep_mask(x_NI)
+        clock = self.clock
+        if clock.position is not None and not torch.compiler.is_compiling():
+            clock.expect(x_NI.shape[0], x_NI.device)
+        keys_N1, keys_1C, factor = clock.row_keys_N1, self.column_keys_1C, self.scaling
+        if keys_N1 is None or keys_1C is None:
+            keys_N1 = keys_1C = None
+        else:
             factor /= keep_rate(self.dropout)
-        y_NO = _LoraProduct.apply(x_NI, weight_OI, bias, self.lora_A, self.lora_B, mask_NI, factor)
-        return y_NO.view(*x.shape[:-1], self.out_features)
-
-    def _keep_mask(self, x_NI: Tensor) -> Tensor:
-        keys = self._column_keys
-        if keys is None or keys.device != x_NI.device:
-            keys = column_keys(module_index=self.index, num_features=self.in_features, device=x_NI.device)
-            self._column_keys = keys
-        return keep_mask(
-            self.clock.row_keys(x_NI.shape[0], x_NI.device),
-            keys,
-            num_features=self.in_features,
-            probability=self.dropout,
-            dtype=x_NI.dtype,
+        product = lora_product if x_NI.is_cuda or torch.compiler.is_compiling() else kept_product
+        y_NO = product(
+            x_NI, weight_OI, bias, self.lora_A, self.lora_B, keys_N1, keys_1C, dropout=self.dropout, factor=factor
         )
-
-
-class _LoraProduct(torch.autograd.Function):
-    """y = x W^T + b + f (m * x) A^T B^T for a frozen W; gradients for A, B and, where asked for, x.
-
-    With u = (m * x) A^T and g the gradient of y: dB = f g^T u; dA = (f g B)^T (m * x); dx = g W + m * (f g B A).
-    A and B are cast to x's dtype here, their gradients come back in float32.
-    """
-
-    @staticmethod
-    def forward(
-        ctx: Any,
-        x_NI: Tensor,
-        weight_OI: Tensor,
-        bias_O: Tensor | None,
-        a_rI: Tensor,
-        b_Or: Tensor,
-        mask_NI: Tensor | None,
-        factor: float,
-    ) -> Tensor:
-        a, b = a_rI.to(x_NI.dtype), b_Or.to(x_NI.dtype)
-        kept_NI = x_NI if mask_NI is None else x_NI * mask_NI
-        inner_Nr = kept_NI @ a.t()
-        y_NO = nn.functional.linear(x_NI, weight_OI, bias_O)
-        y_NO.addmm_(inner_Nr, b.t(), alpha=factor)
-        # A CPU keeps the masked input (2-3 % of a step); on a GPU q, k and v share the one unmasked input they save.
-        ctx.is_kept = x_NI.is_cpu
-        ctx.save_for_backward(kept_NI if ctx.is_kept else x_NI, weight_OI, a, b, mask_NI, inner_Nr)
-        ctx.factor = factor
-        return y_NO
-
-    @staticmethod
-    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
-        (g_NO,) = gradients
-        x_NI, weight_OI, a, b, mask_NI, inner_Nr = ctx.saved_tensors
-        g_inner_Nr = (g_NO @ b).mul_(ctx.factor)
-        # In the product's own precision first, then float32: the masters are float32, the activations may not be.
-        g_b = (g_NO.t() @ inner_Nr).float().mul_(ctx.factor)
-        kept_NI = x_NI if ctx.is_kept or mask_NI is None else x_NI * mask_NI
-        g_a = (g_inner_Nr.t() @ kept_NI).float()
-        g_x = None
-        if ctx.needs_input_grad[0]:
-            g_x = g_inner_Nr @ a
-            if mask_NI is not None:
-                g_x.mul_(mask_NI)
-            g_x.addmm_(g_NO, weight_OI)
-        return g_x, None, None, g_a, g_b, None, None
+        return y_NO.view(*x.shape[:-1], self.out_features)
 
 
 def inject(model: nn.Module, *, settings: TrainingSettings) -> list[LoraLinear]:
@@ -212,6 +163,13 @@ def set_dropout_position(model: nn.Module, *, seed: int, step: int, offset: int)
     _clock(model).move(DropoutPosition(seed=seed, step=step, offset=offset))
 
 
+def expect_tokens(model: nn.Module, count: int, *, device: torch.device) -> None:
+    """Make what the modules of the next forward, of `count` tokens, only read. Compiled layers need it."""
+    clock = model.__dict__.get(_CLOCK)
+    if isinstance(clock, LoraClock):
+        clock.expect(count, device)
+
+
 def clear_dropout_position(model: nn.Module) -> None:
     """Dropout off, as after `inject`: for evaluation and generation."""
     _clock(model).move(None)
@@ -244,6 +202,11 @@ def disabled(model: nn.Module) -> Iterator[None]:
         yield
     finally:
         clock.is_enabled = before
+
+
+def is_enabled(model: nn.Module) -> bool:
+    """False inside of `disabled`."""
+    return _clock(model).is_enabled
 
 
 def _clock(model: nn.Module) -> LoraClock:

@@ -54,7 +54,17 @@ class Bucket:
 class Packing:
     """One packed sequence of documents; `cumulative` is its boundaries as int32 on the device."""
 
-    __slots__ = ("_masks", "_scatter", "boundaries", "buckets", "cumulative", "device", "longest")
+    __slots__ = (
+        "_buckets",
+        "_masks",
+        "_scatter",
+        "boundaries",
+        "cumulative",
+        "device",
+        "longest",
+        "longest_tensor",
+        "num_tokens",
+    )
 
     def __init__(self, boundaries: Sequence[int], *, device: torch.device) -> None:
         """Documents at [boundaries[i], boundaries[i + 1]). Raises ValueError unless they start at 0 and grow."""
@@ -65,21 +75,28 @@ class Packing:
         self.boundaries = tuple(edges)
         self.device = device
         self.longest = max(lengths)
-        self.cumulative = torch.tensor(edges, dtype=torch.int32, device=device)
-        self.buckets = [
-            Bucket(
-                starts=[edges[index] for index in group],
-                lengths=[lengths[index] for index in group],
-                device=device,
-            )
-            for group in _groups(lengths)
-        ]
+        self.longest_tensor = torch.tensor(self.longest)  # as `kernels/varlen.py` takes it
+        self.num_tokens = edges[-1]
+        self.cumulative = torch.tensor(edges, dtype=torch.int32).to(device, non_blocking=True)
+        self._buckets: list[Bucket] | None = None
         self._scatter: dict[int, Tensor] = {}
         self._masks: dict[tuple[int, int, int | None], Tensor] = {}
 
     @property
-    def num_tokens(self) -> int:
-        return self.boundaries[-1]
+    def buckets(self) -> list[Bucket]:
+        """Made when first asked for: torch's kernel for packed sequences needs none."""
+        if self._buckets is None:
+            edges = self.boundaries
+            lengths = [after - before for before, after in pairwise(edges)]
+            self._buckets = [
+                Bucket(
+                    starts=[edges[index] for index in group],
+                    lengths=[lengths[index] for index in group],
+                    device=self.device,
+                )
+                for group in _groups(lengths)
+            ]
+        return self._buckets
 
     def scatter(self, heads: int) -> Tensor:
         """(T * H,) rows of all buckets' padded blocks, laid end to end, in packed order."""

@@ -10,7 +10,7 @@ import asyncio
 import json
 from collections.abc import AsyncGenerator, Collection, Sequence
 from contextlib import asynccontextmanager
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from fastapi import FastAPI, Request
 from fastapi.exceptions import RequestValidationError
@@ -20,14 +20,31 @@ from starlette.responses import Response
 from starlette.types import ASGIApp
 
 from tunesmith import __version__
-from tunesmith.errors import TunesmithError, Unknown, UsageFault
-from tunesmith.server.api import administration, datasets, jobs, locations, models, openai_chat, plan, system, versions
+from tunesmith.errors import REFERENCE, TunesmithError, Unknown, UsageFault
+from tunesmith.server.api import (
+    administration,
+    answers,
+    datasets,
+    explorer,
+    hub,
+    jobs,
+    locations,
+    models,
+    openai_chat,
+    plan,
+    system,
+    versions,
+)
 from tunesmith.server.auth import PUBLIC
-from tunesmith.server.errors import disk_full, error_response, fault_of_ours, invalid, shown
+from tunesmith.server.errors import disk_full, error_response, fault_of_ours
 from tunesmith.server.guard import Guard
-from tunesmith.server.routes import Route, register
+from tunesmith.server.routes import Route, refusal, register, wants_page
 from tunesmith.server.service import Service
 from tunesmith.spec.api import ErrorAnswer, OpenAIErrorAnswer
+from tunesmith.spec.faults import invalid, shown
+
+if TYPE_CHECKING:
+    from tunesmith.server.console import Console  # with Jinja2, which a client's own process does without
 
 DESCRIPTION = """The REST interface of Tunesmith. Send `Authorization: Bearer TOKEN` with every request; the server's
 first token stands in its state folder, file `token`. Lists are pages: pass `next` as `after` to get the next one.
@@ -37,27 +54,48 @@ something takes an `Idempotency-Key`: the same key and body again give the objec
 
 def all_routes() -> list[Route]:
     """In the order in which they are matched."""
-    nouns = (system, jobs, plan, datasets, models, versions, locations, administration, openai_chat)
+    nouns = (
+        system,
+        jobs,
+        plan,
+        datasets,
+        models,
+        explorer,
+        hub,
+        versions,
+        locations,
+        administration,
+        answers,
+        openai_chat,
+    )
     return [*(route for noun in nouns for route in noun.ROUTES), OPENAPI]
 
 
 def create_app(
-    service: Service, *, allowed_hosts: Collection[str] = (), routes: Sequence[Route] | None = None
+    service: Service,
+    *,
+    allowed_hosts: Collection[str] = (),
+    routes: Sequence[Route] | None = None,
+    console: Console | None = None,
 ) -> ASGIApp:
-    """Raises TunesmithError for a route that declares no permission."""
+    """console: its pages are served, too. Raises TunesmithError for a route that declares no permission."""
 
     @asynccontextmanager
-    async def lifespan(_app: FastAPI) -> AsyncGenerator[None]:
+    async def lifespan(app: FastAPI) -> AsyncGenerator[None]:
         yield
-        await service.feed.close()
-        await asyncio.to_thread(service.serving.stop)
+        await app.state.service.feed.close()
+        await asyncio.to_thread(app.state.service.serving.stop)
 
     app = FastAPI(
         title="Tunesmith", version=__version__, description=DESCRIPTION, lifespan=lifespan,
         openapi_url=None, docs_url=None, redoc_url=None, redirect_slashes=False,
     )  # fmt: skip
     app.state.service = service
-    for route in all_routes() if routes is None else routes:
+    app.state.console = console
+    app.state.routes = list(all_routes() if routes is None else routes)
+    for route in app.state.routes:
+        register(app, route)
+    for route in console.routes if console is not None else ():
         register(app, route)
     app.add_exception_handler(HTTPException, _framework_refusal)
     app.add_exception_handler(RequestValidationError, _validation)
@@ -103,14 +141,14 @@ async def _framework_refusal(request: Request, error: Exception) -> Response:
         told = UsageFault(
             "METHOD_NOT_ALLOWED", f"{shown(path)} does not take {request.method}.", hint=f"It takes {allowed}."
         )
-        response = error_response(told, path=path)
+        response = refusal(request, told, is_page=wants_page(request))
         response.headers["Allow"] = allowed
         return response
     if error.status_code == 404:
         told = Unknown("UNKNOWN_ROUTE", f"There is no {shown(path)} here.", hint="GET /openapi.json lists every path.")
     else:
         told = UsageFault("BAD_HTTP", "The request could not be read.")
-    return error_response(told, path=path)
+    return refusal(request, told, is_page=wants_page(request))
 
 
 def _methods(request: Request) -> set[str]:
@@ -122,7 +160,7 @@ def _methods(request: Request) -> set[str]:
 
 async def _validation(request: Request, error: Exception) -> Response:
     assert isinstance(error, RequestValidationError)
-    return error_response(invalid(error.errors()), path=request.url.path)
+    return error_response(invalid(error.errors(), hint=REFERENCE), path=request.url.path)
 
 
 async def _ours(request: Request, error: Exception) -> Response:
@@ -132,4 +170,5 @@ async def _ours(request: Request, error: Exception) -> Response:
 
 async def _fault(request: Request, error: Exception) -> Response:
     """The framework raises the error once more after this answer; the guard writes it to the log."""
-    return error_response(disk_full(error) or fault_of_ours(request.state.request_id), path=request.url.path)
+    told = disk_full(error) or fault_of_ours(request.state.request_id)
+    return refusal(request, told, is_page=wants_page(request))

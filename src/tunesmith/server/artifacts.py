@@ -1,7 +1,8 @@
 """The files of a model version on their way to a caller, from a folder or a store, held against their hashes.
 
-In: a manifest of the catalog. Out: one file, or all of them as a zip that is made while it is sent. A file whose bytes
-are not those of the manifest breaks the answer off before its end: a client never holds a whole file that is wrong.
+In: a manifest of the catalog. Out: one file, or all of them as a zip that is made while it is sent. Files of a folder
+are read once before, so that a damaged one is refused in words; one that changes later breaks the answer off before its
+end: a client never holds a whole file that is wrong.
 """
 
 from __future__ import annotations
@@ -17,7 +18,7 @@ from pathlib import Path
 from starlette.responses import Response, StreamingResponse
 
 from tunesmith.catalog.locations import location_of_uri
-from tunesmith.errors import TunesmithError
+from tunesmith.errors import Conflict, TunesmithError
 from tunesmith.server.files import BINARY, CHUNK_BYTES, disposition, open_regular
 from tunesmith.server.service import Call
 from tunesmith.spec.artifacts import MANIFEST_NAME, Manifest, ManifestFile
@@ -28,6 +29,12 @@ from tunesmith.storage.objects import join_key, open_objects
 def artifact_file(call: Call, artifact_uri: str, file: ManifestFile) -> Response:
     opening = _opened(call, artifact_uri, file)
     handle = opening.__enter__()  # a refusal comes before the answer begins
+    if not is_bucket(artifact_uri):
+        try:
+            _check(handle, file)
+        except TunesmithError:
+            opening.__exit__(None, None, None)
+            raise
 
     def chunks() -> Iterator[bytes]:
         try:
@@ -43,8 +50,18 @@ def artifact_file(call: Call, artifact_uri: str, file: ManifestFile) -> Response
     return StreamingResponse(chunks(), headers=headers, media_type=BINARY)
 
 
+def manifest_file(manifest: Manifest) -> Response:
+    """As the catalog keeps it."""
+    headers = {"Content-Disposition": disposition(MANIFEST_NAME)}
+    return Response(manifest.model_dump_json(indent=2), headers=headers, media_type=BINARY)
+
+
 def artifact_zip(call: Call, artifact_uri: str, manifest: Manifest, *, name: str) -> Response:
     """Stored, not compressed: weights do not get smaller, and time would be lost."""
+    if not is_bucket(artifact_uri):  # what lies in a bucket is fetched file by file, and checked then
+        for file in manifest.files:
+            with _opened(call, artifact_uri, file) as handle:
+                _check(handle, file)
     headers = {"Content-Disposition": disposition(f"{name}.zip")}
     return StreamingResponse(_zipped(call, artifact_uri, manifest), headers=headers, media_type="application/zip")
 
@@ -110,6 +127,20 @@ def _opened(call: Call, artifact_uri: str, file: ManifestFile) -> Generator[Buff
         fetched.unlink(missing_ok=True)
 
 
+def _check(handle: BufferedReader, file: ManifestFile) -> None:
+    """Raises Conflict (ARTIFACT_DAMAGED); the handle is at its beginning again."""
+    if hashlib.file_digest(handle, "sha256").hexdigest() != file.sha256:
+        raise _damaged(file)
+    handle.seek(0)
+
+
+def _damaged(file: ManifestFile) -> Conflict:
+    return Conflict(
+        "ARTIFACT_DAMAGED", f"{file.path} is not the file that was published: its SHA-256 is another one.",
+        field="path", hint="Restore it, or train the version again.",
+    )  # fmt: skip
+
+
 def _verified(handle: BufferedReader, file: ManifestFile) -> Iterator[bytes]:
     """The file's chunks; the last one only once the hash of all is right."""
     digest = hashlib.sha256()
@@ -122,9 +153,6 @@ def _verified(handle: BufferedReader, file: ManifestFile) -> Iterator[bytes]:
         size += len(chunk)
         held = chunk
     if digest.hexdigest() != file.sha256 or size != file.size:
-        raise TunesmithError(
-            "ARTIFACT_DAMAGED", f"{file.path} is not the file that was published: its SHA-256 is another one.",
-            field="path", hint="Restore it, or train the version again.",
-        )  # fmt: skip
+        raise _damaged(file)
     if held:
         yield held

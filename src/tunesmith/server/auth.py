@@ -1,4 +1,4 @@
-"""Who calls, and what they may do: the one place for tokens, roles and (later) policies.
+"""Who calls, and what they may do: the one place for tokens and roles.
 
 In: the Authorization header of a matched route. Out: a `Principal`, or a refusal. The database holds only the SHA-256
 of a token; the home's own token stands in `$TUNESMITH_HOME/token` (mode 0600) for clients of the same user.
@@ -26,6 +26,24 @@ from tunesmith.storage.tables import TOKENS
 
 ADMINISTRATOR = "admin"
 PUBLIC = "public"  # the permission of a route that needs no token
+# What fine-tuning takes, on anybody's objects: a server is one team's. Whatever is not named is an administrator's, so
+# that a new permission is refused until somebody decides.
+USER_MAY = frozenset({
+    "alias.remove", "alias.set",
+    "dataset.add", "dataset.change", "dataset.delete", "dataset.read",
+    "download.cancel", "download.read",
+    "hub.read",
+    "job.cancel", "job.delete", "job.pause", "job.plan", "job.read", "job.resume", "job.submit",
+    "location.browse", "location.read",
+    "log.read",
+    "model.change", "model.delete", "model.download", "model.read", "model.register", "model.use",
+    "network.read",
+    "permission.read",
+    "session.end",
+    "shape.read",
+    "system.read",
+    "version.change", "version.delete", "version.download", "version.read", "version.register",
+})  # fmt: skip
 HOME_TOKEN_ID = "home"  # noqa: S105  # an id, no secret
 REMEMBERED_SECONDS = 1.0  # how long another process's revocation may take to count
 REMEMBERED_TOKENS = 1000
@@ -45,6 +63,10 @@ class Principal:
         """As it stands in `submitted_by`, in the audit and in idempotency keys."""
         return self.name
 
+    def seen_from(self, client: str | None) -> Principal:
+        """The same caller as one request's: from this machine, and with its own token, it is local."""
+        return replace(self, is_local=self.token_id == HOME_TOKEN_ID and _is_loopback(client))
+
 
 ANYBODY = Principal(token_id="-", name="-", role="none")  # noqa: S106  # nobody's
 
@@ -52,15 +74,30 @@ ANYBODY = Principal(token_id="-", name="-", role="none")  # noqa: S106  # nobody
 def require(principal: Principal, action: str, object: str | None = None) -> None:
     """Raises NotPermitted unless the caller may do `action` (`noun.verb`) to `object` (an id; None: the noun as such).
 
-    Roles and policies of a later release are decided here and nowhere else; today a token administers.
+    Decided here and nowhere else.
     """
-    if action == PUBLIC or principal.role == ADMINISTRATOR:
+    if may(principal, action):
         return
     raise NotPermitted(
         "NOT_PERMITTED",
         f"The role {principal.role} does not allow {action}" + (f" of {object}." if object else "."),
         hint="Ask an administrator for a token with that right.",
     )
+
+
+def may(principal: Principal, action: str) -> bool:
+    """What `require` decides, for what is shown or left out."""
+    return allows(principal.role, action)
+
+
+def who_may(action: str) -> list[str]:
+    """The roles that `require` lets do an action."""
+    return ["anybody"] if action == PUBLIC else [role.value for role in TokenRole if allows(role.value, action)]
+
+
+def allows(role: str, action: str) -> bool:
+    """The one rule that `require`, `may` and the table of who may do what go by."""
+    return action == PUBLIC or role == ADMINISTRATOR or (role == TokenRole.USER and action in USER_MAY)
 
 
 class Tokens:
@@ -86,10 +123,7 @@ class Tokens:
             if len(self._remembered) >= REMEMBERED_TOKENS:
                 self._remembered.clear()
             self._remembered[digest] = remembered
-        principal = remembered[1]
-        if principal.token_id == HOME_TOKEN_ID and _is_loopback(client):
-            return replace(principal, is_local=True)
-        return principal
+        return remembered[1].seen_from(client)
 
     def forget(self) -> None:
         """Called after a revocation: it counts at once."""

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import errno
 import json
-from collections.abc import Sequence
 from typing import Any
 
 from starlette.responses import Response
@@ -49,7 +48,10 @@ STATUSES_OF_CODES = {
     "HOST_NOT_ALLOWED": 421,
     "HEADERS_TOO_LARGE": 431,
     "NOT_BUILT": 422,  # asked for by the caller, whatever the machine's state
+    "ARCHITECTURE_NOT_SUPPORTED": 422,
     "JOB_BUSY": 409,
+    "HUB_UNREACHABLE": 409,  # no fault of this server
+    "HUB_OFFLINE": 409,
     # what a declared location is like: no fault of this server
     "LOCATION_UNREACHABLE": 409,
     "CREDENTIALS_REFUSED": 409,
@@ -57,9 +59,6 @@ STATUSES_OF_CODES = {
     "LOCATION_NOT_WRITABLE": 409,
 }
 OPENAI_TYPES = {401: "authentication_error", 403: "permission_error", 404: "not_found_error", 503: "server_error"}
-SHOWN_CHARACTERS = 60
-SHOWN_FAULTS = 20
-HIDDEN_FIELDS = ("secret", "token", "password", "credential")
 
 
 def status_of(error: TunesmithError) -> int:
@@ -94,59 +93,6 @@ def disk_full(error: BaseException) -> TunesmithError | None:
             hint="Free some space there, then try again. Nothing was changed.",
         )  # fmt: skip
     return None
-
-
-def invalid(faults: Sequence[Any]) -> UsageFault:
-    """One error for all that pydantic found: each field once, with the value found and what is allowed."""
-    sentences: dict[str, list[str]] = {}
-    codes: dict[str, str] = {}
-    for fault in faults:
-        field = _field(fault["loc"])
-        code, sentence = _sentence(field, fault)
-        codes.setdefault(field, code)
-        told = sentences.setdefault(field, [])
-        if sentence not in told:
-            told.append(sentence)
-    first = next(iter(sentences))
-    shown = [" or ".join(told) if len(told) > 1 else told[0] for told in sentences.values()]
-    more = len(shown) - SHOWN_FAULTS
-    tail = f" And {more} more faults." if more > 0 else ""
-    return UsageFault(
-        codes[first],
-        " ".join(f"{sentence}." for sentence in shown[:SHOWN_FAULTS]) + tail,
-        field=first or None,
-        hint="GET /openapi.json describes every field with its limits.",
-    )
-
-
-def _field(location: Sequence[Any]) -> str:
-    """`("body", "settings", "epochs")` as `settings.epochs`; the branches of a union are left out."""
-    parts = [str(part) for part in location if part not in ("body", "query", "path", "header")]
-    kept = [part for part in parts[:4] if part.replace("_", "").replace("-", "").isalnum() or len(parts) == 1]
-    return shown(".".join(kept))[1:-1] if kept else ""
-
-
-def _sentence(field: str, fault: Any) -> tuple[str, str]:
-    kind, message = fault["type"], str(fault["msg"])
-    name = field or "The body"
-    if kind == "extra_forbidden":
-        return "UNKNOWN_FIELD", f"{name} is no field of this request"
-    if kind == "missing":
-        return "MISSING_FIELD", f"{name} is missing"
-    message = message.removeprefix("Value error, ").rstrip(".")
-    if kind == "value_error":
-        return "INVALID_FIELD", message if message.startswith(f"{name}:") else f"{name}: {message}"
-    message = message.replace("Input should", "It should").replace("String should", "It should")
-    if any(word in name.lower() for word in HIDDEN_FIELDS):
-        return "INVALID_FIELD", f"{name} is not valid. {message}"
-    return "INVALID_FIELD", f"{name} is {shown(fault.get('input'))}. {message}"
-
-
-def shown(value: Any) -> str:
-    """A caller's value as it may stand in a message: short, and without a character that acts."""
-    text = value if isinstance(value, str) else json.dumps(value, default=str)[: SHOWN_CHARACTERS + 1]
-    text = text if len(text) <= SHOWN_CHARACTERS else text[:SHOWN_CHARACTERS] + "…"
-    return repr(text) if isinstance(value, str) else text
 
 
 def _json(value: Any) -> bytes:

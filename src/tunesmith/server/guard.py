@@ -20,11 +20,13 @@ from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
 from tunesmith.errors import MachineCannot, NotPermitted, TunesmithError, UsageFault
 from tunesmith.server.errors import disk_full, error_response, fault_of_ours
+from tunesmith.server.prefix import STATE_KEY, relative, told_prefix
 
 LOG = logging.getLogger("tunesmith.server")
 METHODS = frozenset({"GET", "POST", "PUT", "PATCH", "DELETE"})
 HOST = re.compile(r"(\[[0-9a-fA-F:.]+\]|[A-Za-z0-9](?:[A-Za-z0-9.-]*[A-Za-z0-9])?)(?::([0-9]{1,5}))?")
 LOOPBACK_HOSTS = frozenset({"127.0.0.1", "localhost", "[::1]"})
+OWN_USER = "tunesmith.own_user"  # in the scope of what came over the socket of the state folder: the session's secret
 # The byte caps of hazards S32: more than any client of ours sends by two powers of ten.
 MAXIMUM_HEADER_BYTES = 32 * 1024
 MAXIMUM_HEADERS = 100
@@ -95,7 +97,8 @@ class Guard:
             MAXIMUM_HEADER_BYTES
         ):
             raise headers_too_large()
-        host = self._host(headers)
+        host = self._host(headers, is_own_user=OWN_USER in scope)
+        scope["state"][STATE_KEY] = told_prefix(headers)
         if scope["method"] not in METHODS:
             raise UsageFault(
                 "METHOD_NOT_ALLOWED", f"The method {scope['method'][:20]} is not served.",
@@ -114,12 +117,15 @@ class Guard:
                 hint="Send it uncompressed.",
             )  # fmt: skip
 
-    def _host(self, headers: Any) -> str:
-        """The one Host header, if it names us; decided before anything else looks at the request."""
+    def _host(self, headers: Any, *, is_own_user: bool) -> str:
+        """The one Host header, if it names us; decided before anything else looks at the request.
+
+        is_own_user: no browser reaches that socket. A proxy of our user does, under whatever name it is called by.
+        """
         values = _values(headers, b"host")
         text = values[0].decode("latin-1") if len(values) == 1 else ""
         found = HOST.fullmatch(text)
-        if found is None or found[1].lower() not in self._hosts:
+        if found is None or (found[1].lower() not in self._hosts and not is_own_user):
             raise UsageFault(
                 "HOST_NOT_ALLOWED", "The Host header does not name this server.", field="Host",
                 hint="Use the URL that `tunesmith serve` printed; other names are allowed with --allowed-host.",
@@ -156,6 +162,7 @@ class _Answer:
             headers = list(message.get("headers", ()))
             names = {name for name, _ in headers}
             headers += [header for header in SECURITY_HEADERS if header[0] not in names]
+            headers = [self._located(name, value) for name, value in headers]
             if b"cache-control" not in names:
                 headers.append((b"cache-control", b"no-store"))
             headers.append((b"x-request-id", self.request_id.encode()))
@@ -167,6 +174,15 @@ class _Answer:
                 await self._send(message)
         except TimeoutError as error:
             raise ReaderGone from error
+
+    def _located(self, name: bytes, value: bytes) -> tuple[bytes, bytes]:
+        """Where to go next, for a browser that sees us below a prefix."""
+        prefix = self._scope["state"].get(STATE_KEY, "")
+        if prefix and name == b"location":
+            value = relative(value.decode("latin-1"), self._scope["raw_path"]).encode("latin-1")
+        elif prefix and name == b"hx-redirect" and value.startswith(b"/"):
+            value = prefix.encode() + value
+        return name, value
 
     def log(self) -> None:
         """One line a request. The query is left out: whatever a caller put there by mistake stays with the caller."""

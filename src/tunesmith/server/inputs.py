@@ -9,11 +9,11 @@ from __future__ import annotations
 from collections.abc import Generator
 from contextlib import contextmanager
 
-from tunesmith.catalog.models import find_model
+from tunesmith.catalog.models import model_path
 from tunesmith.errors import InputRefused, MachineCannot, NotPermitted
 from tunesmith.jobs.inputs import DATASET_ID, in_location
-from tunesmith.server.errors import shown
 from tunesmith.server.service import Call
+from tunesmith.spec.faults import shown
 from tunesmith.spec.requests import FinetuneRequest
 from tunesmith.storage.locations import is_uri
 
@@ -32,12 +32,23 @@ def check_places(call: Call, request: FinetuneRequest) -> None:
     check_model(call, request.model)
 
 
+def names_only(request: FinetuneRequest) -> bool:
+    """Whether all that it names stands in the catalog: looking at it reads a few rows, no disk and no network."""
+    texts = [getattr(request, field) for field in DATASET_FIELDS]
+    return (
+        all(text is None or DATASET_ID.fullmatch(text) for text in texts)
+        and not _is_path(request.model)
+        and request.results is None
+        and request.from_version is None
+    )
+
+
 def check_model(call: Call, text: str) -> None:
     if _is_path(text):
         check_path(call, text, field="model")
     else:
         with call.database.read() as connection:
-            find_model(connection, text, project=call.project)
+            model_path(connection, text, project=call.project)
 
 
 def _check_place(call: Call, text: str, *, field: str) -> None:

@@ -9,8 +9,8 @@ import json
 from typing import Any
 
 from tunesmith.errors import UsageFault
-from tunesmith.server.errors import shown
 from tunesmith.spec.datasets import MAX_DEPTH
+from tunesmith.spec.faults import shown
 
 
 def read_json(body: bytes, *, may_hold_nul: bool = False) -> Any:

@@ -26,6 +26,20 @@ IdempotencyKey = Annotated[
 ]  # fmt: skip
 
 
+def made_before(call: Call, key: str | None, body: BaseModel, *, route: str) -> str | None:
+    """What the same request made earlier, for a handler whose work before the transaction must not be done twice."""
+    if key is None:
+        return None
+    check_key(key)
+    with call.database.read() as connection:
+        return recall(connection, **_wish(call, key, body.model_dump_json(), route=route))
+
+
+def _wish(call: Call, key: str, text: str, *, route: str) -> dict[str, str]:
+    digest = hashlib.sha256(text.encode()).hexdigest()
+    return {"actor": call.actor, "key": key, "route": route, "body_sha256": digest}
+
+
 def once(
     call: Call, key: str | None, body: BaseModel | str, *, route: str, make: Callable[[sa.Connection], str]
 ) -> tuple[str, bool]:
@@ -34,10 +48,9 @@ def once(
         return call.database.write_grouped(make), True
     check_key(key)
     text = body if isinstance(body, str) else body.model_dump_json()
-    digest = hashlib.sha256(text.encode()).hexdigest()
+    wish = _wish(call, key, text, route=route)
 
     def make_once(connection: sa.Connection) -> tuple[str, bool]:
-        wish = {"actor": call.actor, "key": key, "route": route, "body_sha256": digest}
         made = recall(connection, **wish)
         if made is not None:
             return made, False

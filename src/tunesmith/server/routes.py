@@ -20,12 +20,23 @@ from pydantic import BaseModel
 from starlette.responses import Response
 from starlette.types import Message, Receive
 
-from tunesmith.errors import TunesmithError, UsageFault
-from tunesmith.server.auth import ANYBODY, PUBLIC, require
-from tunesmith.server.errors import error_response, invalid, shown
+from tunesmith.errors import REFERENCE, TunesmithError, UsageFault
+from tunesmith.server.auth import ANYBODY, PUBLIC, Principal, require
+from tunesmith.server.errors import error_response
+from tunesmith.server.forms import Form, read_form
+from tunesmith.server.guard import OWN_USER
 from tunesmith.server.json_body import read_json
 from tunesmith.server.service import Call, Service
+from tunesmith.server.sessions import (
+    CSRF_FIELD,
+    CSRF_HEADER,
+    authorization_of,
+    require_csrf,
+    require_own_page,
+    session_secret,
+)
 from tunesmith.spec.api import ErrorAnswer, OpenAIErrorAnswer
+from tunesmith.spec.faults import invalid, shown
 
 JSON_BODY_BYTES = 1 << 20
 BODY_SECONDS = 60.0  # for the whole of a JSON body
@@ -47,6 +58,8 @@ REFUSALS = {
 }
 ALWAYS = (400, 401, 403, 405, 421, 422, 431, 500, 503)
 WITH_BODY = (408, 413, 415)
+PROGRAMS = ("/api/", "/v1/", "/static/", "/healthz", "/openapi.json")  # nobody looks at these paths
+BODY_TYPES = {"json": "application/json", "form": "application/x-www-form-urlencoded"}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -54,7 +67,8 @@ class Route:
     """answer: the model of a success, or None for an answer that `content` describes (media type -> schema).
 
     refusals: statuses beside those that every route has. body: what the handler reads. in_thread: the handler is a
-    plain function that may wait for a disk or a network; others are `async`.
+    plain function that may wait for a disk or a network; others are `async`. is_page: for people, not in the OpenAPI
+    document; its refusals are pages, and who is not signed in is sent to sign in.
     """
 
     method: Literal["GET", "POST", "PUT", "PATCH", "DELETE"]
@@ -69,9 +83,10 @@ class Route:
     example: dict[str, Any] | None = None
     request_example: dict[str, Any] | None = None
     content: dict[str, Any] = field(default_factory=dict[str, Any])
-    body: Literal["none", "json", "stream"] = "none"
+    body: Literal["none", "json", "stream", "form"] = "none"
     body_limit: int = JSON_BODY_BYTES
     request_content: dict[str, Any] = field(default_factory=dict[str, Any])  # of a stream
+    is_page: bool = False
 
 
 def register(app: FastAPI, route: Route) -> None:
@@ -123,6 +138,7 @@ def register(app: FastAPI, route: Route) -> None:
         tags=[route.path.split("/")[2] if route.path.count("/") > 1 else "service"],
         operation_id=route.handler.__name__,
         openapi_extra=extra,
+        include_in_schema=not route.is_page,
         route_class_override=_route_class(route),
     )
 
@@ -171,42 +187,80 @@ def _route_class(route: Route) -> type[APIRoute]:
                     admitted = _admitted(request, route, known)
                     if route.body == "json":
                         await admitted.load_json()
+                    elif route.body == "form":
+                        await admitted.load_form()
                     return await inner(admitted)
                 except RequestValidationError as error:
-                    return error_response(invalid(error.errors()), path=route.path)
+                    return refusal(request, invalid(error.errors(), hint=REFERENCE), is_page=route.is_page)
                 except TunesmithError as error:
-                    return error_response(error, path=route.path)
+                    return refusal(request, error, is_page=route.is_page)
 
             return handle
 
     return GuardedRoute
 
 
+def refusal(request: Request, error: TunesmithError, *, is_page: bool) -> Response:
+    """The answer in the form that the route's callers read. Without a console there are no pages."""
+    console = request.app.state.console
+    if is_page and console is not None:
+        return console.refusal(request, error)
+    return error_response(error, path=request.url.path)
+
+
+def wants_page(request: Request) -> bool:
+    """Whether a fault that no route claims is a person's."""
+    return not request.url.path.startswith(PROGRAMS) and "text/html" in (request.headers.get("accept") or "")
+
+
 def _admitted(request: Request, route: Route, known: frozenset[str]) -> StrictRequest:
     """The request with its caller, within the route's limits. Raises what refuses it."""
     service: Service = request.app.state.service
-    principal = ANYBODY
-    if route.permission != PUBLIC:
-        client = request.client.host if request.client else None
-        principal = service.tokens.principal(request.headers.get("authorization"), client=client)
-        request.state.actor = principal.actor
+    principal = ANYBODY if route.permission == PUBLIC else _caller(request, route, service)
+    request.state.actor = principal.actor
     require(principal, route.permission)
     if request.scope["query_string"]:
         _check_query(request, known)
-    if route.body == "json" and (request.headers.get("content-type") or "").partition(";")[0].strip().lower() != (
-        "application/json"
-    ):
+    wanted = BODY_TYPES.get(route.body)
+    found = (request.headers.get("content-type") or "").partition(";")[0].strip().lower()
+    if wanted is not None and found != wanted:
         raise UsageFault(
             "CONTENT_TYPE", f"The body's type is {shown(request.headers.get('content-type') or 'not named')}.",
-            field="Content-Type", hint="This route reads application/json.",
+            field="Content-Type", hint=f"This route reads {wanted}.",
         )  # fmt: skip
+    if route.body == "form":
+        require_own_page(request)
     admitted = StrictRequest(request.scope, _limited(request, route))
     admitted.state.call = Call(service=service, principal=principal, request=admitted)
     return admitted
 
 
+def _caller(request: Request, route: Route, service: Service) -> Principal:
+    """By the token of a program, or by the session of a browser; one that names a token is taken at its word."""
+    client = request.client.host if request.client else None
+    authorization = authorization_of(request)
+    secret = session_secret(request) if authorization is None else None
+    if secret is None:
+        return service.tokens.principal(authorization, client=client)
+    principal = service.sessions.principal(secret, client=client, is_own_user=OWN_USER in request.scope)
+    if request.method != "GET":
+        require_own_page(request)
+        if route.body != "form":  # there the token may stand in the body, which is not read yet
+            require_csrf(secret, request.headers.get(CSRF_HEADER))
+    return principal
+
+
 class StrictRequest(Request):
     """FastAPI asks it for the body's JSON, which was read before: in FastAPI's own hands our refusals get lost."""
+
+    form_values: Form
+
+    async def load_form(self) -> None:
+        """The fields of a page's form, and with a session its CSRF token, from the header or the form."""
+        self.form_values = read_form(await self.body())
+        secret = session_secret(self) if authorization_of(self) is None else None
+        if secret is not None and self.state.call.principal is not ANYBODY:
+            require_csrf(secret, self.headers.get(CSRF_HEADER) or self.form_values.text(CSRF_FIELD))
 
     async def load_json(self) -> None:
         body = await self.body()
@@ -226,7 +280,7 @@ def _limited(request: Request, route: Route) -> Receive:
         raise too_large(limit)
     receive = request.receive
     taken = 0
-    deadline = asyncio.get_running_loop().time() + BODY_SECONDS if route.body == "json" else None
+    deadline = asyncio.get_running_loop().time() + BODY_SECONDS if route.body in BODY_TYPES else None
 
     async def limited() -> Message:
         nonlocal taken
@@ -244,7 +298,9 @@ def _limited(request: Request, route: Route) -> Receive:
 def too_large(limit: int) -> UsageFault:
     return UsageFault(
         "BODY_TOO_LARGE", f"The body is larger than the {limit:,} bytes that this route reads.",
-        hint="Send less at a time.",
+        hint="Send less at a time." if limit <= JSON_BODY_BYTES else (
+            "Split the file, or register it where it lies in a declared location."
+        ),
     )  # fmt: skip
 
 

@@ -12,44 +12,71 @@ from typing import Annotated
 
 from fastapi import Depends, Request
 
+from tunesmith.catalog.clock import now
+from tunesmith.catalog.curves import CurveReader
+from tunesmith.jobs.downloads import DownloadService
+from tunesmith.jobs.results_check import ResultsChecks
 from tunesmith.jobs.service import JobService
 from tunesmith.jobs.serving import ServingPool
 from tunesmith.jobs.slots import Devices
 from tunesmith.jobs.state import State
 from tunesmith.server.auth import Principal, Tokens
 from tunesmith.server.feed import EventFeed
+from tunesmith.server.forms import Form
+from tunesmith.server.sessions import Sessions, SignInLinks
 from tunesmith.spec.catalog import DEFAULT_PROJECT
 from tunesmith.storage.database import Database
 
 SIMULTANEOUS_INSPECTIONS = 2
 
 
+ADDRESS_NAME = "server.json"  # in the state folder: where its server answers
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Service:
-    """queue: None in a process that starts no jobs (a client's own, where no server runs). serving: starts its workers
-    on demand.
+    """queue, downloads: None in a process that starts no jobs (a client's own, where no server runs). serving: starts
+    its workers on demand.
     """
 
     state: State
     environment: Mapping[str, str]
     tokens: Tokens
+    sessions: Sessions
+    links: SignInLinks
     feed: EventFeed
+    curves: CurveReader
     queue: JobService | None
+    downloads: DownloadService | None
     serving: ServingPool
     devices: Devices
+    results_checks: ResultsChecks
     inspections: threading.BoundedSemaphore
+    started_at: str
 
 
-def make_service(state: State, environment: Mapping[str, str], *, queue: JobService | None) -> Service:
+def make_service(
+    state: State,
+    environment: Mapping[str, str],
+    *,
+    queue: JobService | None,
+    downloads: DownloadService | None = None,
+) -> Service:
     return Service(
         state=state,
         environment=environment,
         tokens=Tokens(state.database),
+        sessions=Sessions(state.database),
+        links=SignInLinks(),
         feed=EventFeed(state.database),
+        curves=CurveReader(),
         queue=queue,
+        downloads=downloads,
         serving=ServingPool(state, environment),
         devices=Devices(environment),
+        results_checks=ResultsChecks(environment),
         inspections=threading.BoundedSemaphore(SIMULTANEOUS_INSPECTIONS),
+        started_at=now(),
     )
 
 
@@ -72,6 +99,11 @@ class Call:
     @property
     def actor(self) -> str:
         return self.principal.actor
+
+    @property
+    def form(self) -> Form:
+        """Of a route whose body is a form."""
+        return self.request.form_values  # type: ignore[attr-defined]  # a StrictRequest of `routes.py`
 
     @property
     def project(self) -> str:

@@ -18,6 +18,7 @@ from io import FileIO
 from pathlib import Path, PurePath
 from typing import Any
 
+from tunesmith.catalog.quotas import Room
 from tunesmith.data.rows import check_file
 from tunesmith.errors import InputRefused, MachineCannot
 from tunesmith.spec.datasets import DatasetReport, Finding
@@ -85,9 +86,16 @@ def file_name(filename: str) -> str:
 
 
 async def receive(
-    stream: AsyncIterator[bytes], target: Path, *, columns: Mapping[str, str], name: str, expected_bytes: int | None
+    stream: AsyncIterator[bytes],
+    target: Path,
+    *,
+    columns: Mapping[str, str],
+    name: str,
+    expected_bytes: int | None,
+    quota: Room,
 ) -> Arrived:
-    """Raises InputRefused for faulty rows, MachineCannot (DISK_FULL); `target` is gone then."""
+    """Raises InputRefused for faulty rows, MachineCannot (DISK_FULL), Conflict (QUOTA_EXCEEDED); no `target` then."""
+    quota.require(expected_bytes or 0)
     _require_room(target.parent, expected_bytes or 0)
     arriving = _Arriving()
     digest = hashlib.sha256()
@@ -106,12 +114,15 @@ async def receive(
 
         return check_file(target, columns=columns, name=name, opened=growing)
 
+    received = 0
     handle = await asyncio.to_thread(target.open, "xb", buffering=0)
     try:
         checking = asyncio.create_task(asyncio.to_thread(check))
         try:
             with handle:
                 async for block in _blocks(stream):
+                    received += len(block)
+                    quota.require(received)
                     await asyncio.to_thread(_write, handle, block, digest)
                     arriving.grew()
                     if checking.done():

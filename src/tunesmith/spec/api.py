@@ -5,7 +5,7 @@ A page is an object with its list and `next`, the cursor of the page after it (N
 
 from __future__ import annotations
 
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import ConfigDict, Field
 from typing_extensions import TypedDict  # pydantic needs this one before Python 3.12
@@ -31,13 +31,27 @@ from tunesmith.spec.catalog import (
     VersionState,
     VersionView,
 )
-from tunesmith.spec.datasets import Notice, Preview, TokenSummary
-from tunesmith.spec.jobs import JobRecord, JobState
+from tunesmith.spec.datasets import (
+    LINES,
+    MAXIMUM_PREVIEWS,
+    DatasetReport,
+    Finding,
+    Notice,
+    Preparation,
+    Preview,
+    TokenSummary,
+)
+from tunesmith.spec.hub import DownloadState, DownloadView
+from tunesmith.spec.jobs import JobRecord, JobResult, JobState
+from tunesmith.spec.metrics import NoticeEvent, Sample
+from tunesmith.spec.names import EVENT_KINDS, VersionSetName
 from tunesmith.spec.plan import Plan
-from tunesmith.spec.requests import VERSION_SET_PATTERN, FinetuneRequest
+from tunesmith.spec.quotas import QuotaView
+from tunesmith.spec.requests import FinetuneRequest
 from tunesmith.spec.training import TrainingSettings
 
 MAXIMUM_NUMBER = 2**53 - 1  # what every JSON reader keeps exactly
+ROW_CHARACTERS = 4000  # of a row's text in a page of rows: a row may have 8 MB
 CURSOR_CHARACTERS = 400
 
 
@@ -78,7 +92,7 @@ class TaggedQuery(SearchQuery):
 
 
 class VersionQuery(TaggedQuery):
-    set: str | None = Field(None, pattern=VERSION_SET_PATTERN, description="Only versions of this set.")
+    set: VersionSetName | None = Field(None, description="Only versions of this set.")
     state: VersionState | None = Field(None, description="Deleted versions are listed only where asked for.")
 
 
@@ -142,6 +156,34 @@ class JobView(JobRecord):
     progress: JobProgress | None = None
 
 
+class AcceptedJob(JobView):
+    """A job that was submitted just now, with what was said of it."""
+
+    notices: list[Notice] = Field(default_factory=list[Notice])
+
+
+class JobDetail(JobResult):
+    """All about one job: its result as far as it is known, what was asked for, what was decided and said."""
+
+    record: JobView
+    request: FinetuneRequest
+    settings: TrainingSettings = Field(description="As asked for; once the job was prepared, as decided.")
+    plan_reasons: dict[str, str] = Field(description="Setting -> why the plan chose its value.")
+    notices: list[NoticeEvent]
+    samples: list[Sample]
+    folder: str | None = Field(description="On the server's machine; null for who could not look at it.")
+
+
+class JobDeletion(Spec):
+    """What deleting a job removes, and what it keeps."""
+
+    job_id: str
+    model_version: str
+    bytes: int = Field(description="Of its folder.")
+    goes: list[str]
+    stays: list[str]
+
+
 class JobPage(Page):
     jobs: list[JobView]
 
@@ -162,11 +204,16 @@ class EventPage(Page):
 class EventQuery(Spec):
     after: int = Field(0, ge=0, le=MAXIMUM_NUMBER, description="Only events with a higher number.")
     limit: int = Field(200, ge=1, le=2000)
-    kinds: str | None = Field(
+    kinds: Annotated[str, EVENT_KINDS] | None = Field(
         None,
-        pattern=r"^[a-z]{1,20}(,[a-z]{1,20}){0,19}$",
         description="Kinds with commas between, as in `epoch,state`.",
     )
+
+
+class CurvesQuery(Spec):
+    points: int = Field(400, ge=4, le=4000, description="At most this many steps: the first, the last, the extremes.")
+    first: int = Field(1, ge=1, le=MAXIMUM_NUMBER, description="Only steps from this one on.")
+    last: int | None = Field(None, ge=1, le=MAXIMUM_NUMBER, description="Only steps up to this one.")
 
 
 class LogQuery(Spec):
@@ -189,11 +236,31 @@ class LogLines(Spec):
     lines: list[str]
 
 
+class NamedLogLine(Spec):
+    job_id: str
+    line: str
+
+
+class NamedLogLines(Spec):
+    """The newest lines of a named log, of all its jobs in the order of their submission."""
+
+    log: str
+    lines: list[NamedLogLine]
+
+
 # ---- catalog
 
 
 class ModelPage(Page):
     models: list[BaseModelView]
+
+
+class DownloadQuery(PageQuery):
+    state: DownloadState | None = None
+
+
+class DownloadPage(Page):
+    downloads: list[DownloadView]
 
 
 class DatasetPage(Page):
@@ -256,6 +323,11 @@ class UploadQuery(Spec):
 class PreviewQuery(Spec):
     model: str = Field(min_length=1, max_length=4096)
     render: Literal["auto", "chat", "plain"] = "auto"
+    lines: Annotated[str, Field(max_length=400), LINES] | None = Field(
+        None,
+        description=f"Rows to show, by the lines at which they start, as in `3,17`; at most {MAXIMUM_PREVIEWS}.",
+    )  # fmt: skip
+    spans: bool = Field(False, description="Tell each row token by token, too.")
 
 
 class DatasetPreview(Spec):
@@ -265,6 +337,36 @@ class DatasetPreview(Spec):
     tokens: TokenSummary
     previews: list[Preview]
     notices: list[Notice]
+
+
+class RowQuery(Spec):
+    after: int = Field(0, ge=0, le=MAXIMUM_NUMBER, description="Only rows behind this line; `next` of the page before.")
+    limit: int = Field(20, ge=1, le=MAXIMUM_PAGE)
+
+
+class RowText(Spec):
+    role: str = Field(description="`prompt`, `completion`, or the role of a turn.")
+    text: str = Field(description=f"Its first {ROW_CHARACTERS:,} characters.")
+    characters: int = Field(description="Of the whole text.")
+
+
+class DatasetRow(Spec):
+    line: int = Field(description="Physical line where it starts; in Parquet its number.")
+    texts: list[RowText]
+    warnings: list[Finding] = Field(description="What the check found in this row.")
+
+
+class DatasetRowPage(Page):
+    rows: list[DatasetRow]
+
+
+class DatasetUses(Spec):
+    """What a dataset is for: what was trained on it, and its other versions."""
+
+    versions: list[VersionView] = Field(description="The newest first, at most 200: of its id, or of equal rows.")
+    siblings: list[DatasetView] = Field(
+        description="Datasets of the same name, or of the same place; the newest first, at most 50."
+    )
 
 
 class BrowseQuery(Spec):
@@ -292,9 +394,21 @@ class LocationCheck(Spec):
     keeps_versions: bool
 
 
+class Uses(Spec):
+    """What uses a location, a log or a network now, and so forbids its removal. The newest first, at most 200 each."""
+
+    datasets: list[str] = Field(default_factory=list[str], description="Ids; of a location alone.")
+    jobs: list[str] = Field(default_factory=list[str], description="Ids of unfinished jobs.")
+
+
 class PlanView(Spec):
+    """previews: some rows as the model would see them. reports: of the datasets, as `dataset check` tells them."""
+
     plan: Plan
     notices: list[Notice]
+    preparation: Preparation
+    reports: list[DatasetReport]
+    version_set: str = Field(description="The set that the new version would join.")
 
 
 class TokenWithSecret(TokenView):
@@ -317,6 +431,10 @@ class TokenPage(Page):
     tokens: list[TokenView]
 
 
+class QuotaPage(Page):
+    quotas: list[QuotaView]
+
+
 class AuditPage(Page):
     audit: list[AuditView]
 
@@ -335,9 +453,85 @@ class DeviceView(Spec):
     jobs: list[str] = Field(description="Jobs that run on it.")
 
 
+class GpuView(Spec):
+    index: int
+    name: str
+    total_bytes: int
+    free_bytes: int
+    driver: str
+
+
+class MachineView(Spec):
+    """What the service's machine has now."""
+
+    system: str
+    processor: str
+    cores: int = Field(description="That the service may use.")
+    total_memory_bytes: int
+    free_memory_bytes: int
+    gpus: list[GpuView]
+    torch_version: str | None
+    trains_on: Literal["GPU", "CPU"]
+
+
+class ShapeDevice(Spec):
+    name: str = Field(description="As jobs name it: `CPU`, `GPU 0`.")
+    model: str = Field(description="Of the processor or the GPU.")
+    total_bytes: int = Field(description="Of memory.")
+    free_bytes: int
+    jobs: list[str] = Field(description="Jobs that run on it.")
+
+
+class ShapeView(Spec):
+    """A kind of machine that a job may ask for by `shape`, and what is free on it."""
+
+    name: str
+    is_discovered: bool = Field(description="The machine of the service, found by itself.")
+    system: str
+    processor: str
+    cores: int
+    memory_bytes: int
+    free_memory_bytes: int
+    accelerator: str | None = Field(description="The GPUs' model; null: jobs compute on the processor.")
+    devices: list[ShapeDevice]
+    maximum_replicas: int = Field(description="How many of it one job may have.")
+
+
+class ShapePage(Page):
+    shapes: list[ShapeView]
+
+
 class SystemView(Spec):
     version: str
+    started_at: str
+    state_folder: str = Field(description="Where the state lies on the service's machine.")
+    disk_warning_bytes: int = Field(description="With less of it free, a notice says so.")
     disk_free_bytes: int = Field(description="Of the state folder's disk.")
     disk_total_bytes: int
+    database_bytes: int = Field(description="Of the state database on the disk.")
+    machine: MachineView
     devices: list[DeviceView]
     jobs: dict[JobState, int] = Field(description="How many jobs are in each unfinished state.")
+    answering: list[str] = Field(description="Base models that a worker holds in memory for answers.")
+    notices: list[Notice] = Field(description="What somebody should see to, such as a disk that fills up.")
+
+
+# ---- permissions
+
+
+class PermittedRoute(Spec):
+    method: str
+    path: str
+    summary: str
+
+
+class Permission(Spec):
+    """One thing that somebody may be allowed to do."""
+
+    permission: str = Field(description="`noun.verb`; `public`: anybody, without a token.")
+    who: list[str] = Field(description="Roles that may; `anybody` for what needs no token.")
+    routes: list[PermittedRoute]
+
+
+class PermissionList(Spec):
+    permissions: list[Permission]

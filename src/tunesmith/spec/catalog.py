@@ -6,7 +6,6 @@ A `...View` is what a reader gets; a `...Change` holds what a writer may change,
 from __future__ import annotations
 
 import ipaddress
-import re
 from enum import StrEnum
 from typing import Annotated, Any, Literal
 
@@ -15,9 +14,11 @@ from pydantic import AfterValidator, Field
 from tunesmith.spec.artifacts import ManifestFile
 from tunesmith.spec.base import Spec
 from tunesmith.spec.datasets import DatasetReport, Notice, Role, RowCounts, RowKind
-from tunesmith.spec.metrics import EpochMetrics
+from tunesmith.spec.metrics import EpochMetrics, Sample, SplitMetrics
 from tunesmith.spec.models import ModelFacts
-from tunesmith.spec.requests import VERSION_SET_PATTERN, clean_text, one_clean_line
+from tunesmith.spec.names import CREDENTIALS, INTERFACE, TAG, ModelName, Name, VersionSetName
+from tunesmith.spec.quotas import EVERYBODY
+from tunesmith.spec.requests import clean_text, one_clean_line
 from tunesmith.spec.training import TrainingSettings
 from tunesmith.spec.verdict import Outcome, Verdict
 
@@ -46,11 +47,6 @@ LOCAL_USER = "local"  # who works at this machine's own command line
 MAXIMUM_PAGE = 200
 DEFAULT_PAGE = 50
 MAXIMUM_TAGS = 50
-MODEL_NAME_PATTERN = r"^[A-Za-z0-9][A-Za-z0-9._-]{0,95}(/[A-Za-z0-9][A-Za-z0-9._-]{0,95})?$"
-ALIAS_PATTERN = r"^[a-z][a-z0-9._-]{0,62}$"  # a letter first: never taken for a number
-NAME_PATTERN = r"^[a-z0-9][a-z0-9._-]{0,62}$"
-INTERFACE_PATTERN = r"^[A-Za-z0-9][A-Za-z0-9._:-]{0,14}$"  # Linux: 15 characters
-TAG_PATTERN = re.compile(r"[A-Za-z0-9][A-Za-z0-9._/-]{0,62}")
 TAG_VALUE_CHARACTERS = 256
 
 
@@ -58,8 +54,7 @@ def _tags(tags: dict[str, str]) -> dict[str, str]:
     if len(tags) > MAXIMUM_TAGS:
         raise ValueError(f"{len(tags)} tags; at most {MAXIMUM_TAGS} are kept")
     for key, value in tags.items():
-        if TAG_PATTERN.fullmatch(key) is None:
-            raise ValueError(f"the tag {key[:80]!r}: letters, digits and ._/- up to 63, a letter or digit first")
+        TAG.check(key)
         if len(value) > TAG_VALUE_CHARACTERS:
             raise ValueError(f"the tag {key}: its value has {len(value)} characters, at most {TAG_VALUE_CHARACTERS}")
         one_clean_line(value)
@@ -73,8 +68,20 @@ def _network(cidr: str) -> str:
         raise ValueError(f"{cidr[:60]!r} is no network in CIDR notation ({error}); for example 10.0.0.0/24") from error
 
 
-Name = Annotated[str, Field(pattern=NAME_PATTERN, description="Lower-case letters, digits and ._-, up to 63.")]
-Alias = Annotated[str, Field(pattern=ALIAS_PATTERN, description="Lower-case letters, digits and ._-, a letter first.")]
+def _interface(text: str) -> str:
+    return INTERFACE.check(text) if text else text
+
+
+def _credentials(text: str) -> str:
+    return CREDENTIALS.check(text) if text else text
+
+
+def _no_star(text: str) -> str:
+    if text == EVERYBODY:
+        raise ValueError(f"{EVERYBODY} means everybody, where quotas are set")
+    return text
+
+
 Label = Annotated[str, Field(min_length=1, max_length=128), AfterValidator(one_clean_line)]
 Description = Annotated[str, Field(max_length=4000), AfterValidator(clean_text)]
 Tags = Annotated[dict[str, str], AfterValidator(_tags)]
@@ -93,25 +100,34 @@ class NounChange(Spec):
 
 
 class NewBaseModel(Spec):
-    name: str = Field(pattern=MODEL_NAME_PATTERN, description="`name` or `owner/name`.")
-    path: str = Field(min_length=1, max_length=4096, description="The folder on the service's machine.")
+    name: ModelName = Field(description="`name` or `owner/name`.")
+    path: str = Field(
+        min_length=1,
+        max_length=4096,
+        description="A folder on the service's machine, LOCATION:path of a declared location, or s3://bucket/prefix.",
+    )
     description: Description = ""
     tags: Tags = Field(default_factory=dict[str, str])
+    licence_note: Description = Field(default="", description="What your organisation has to say about its licence.")
 
 
 class BaseModelChange(Spec):
     description: Description | None = None
     tags: Tags | None = None
+    licence_note: Description | None = None
 
 
 class BaseModelView(Spec):
     name: str
-    path: str
+    path: str = Field(description="A folder, or the URI of a bucket's prefix.")
     description: str
     tags: dict[str, str]
+    licence_note: str = ""
+    hub_id: str | None = Field(default=None, description="The hub's model that was downloaded.")
+    revision: str | None = Field(default=None, description="The commit on the hub.")
     is_bundled: bool = Field(description="It comes with Tunesmith and cannot be deleted.")
-    facts: ModelFacts | None = Field(description="None: the bundled model before its first inspection.")
-    created_at: str | None
+    facts: ModelFacts
+    created_at: str | None = Field(description="When it was registered; null for the bundled one.")
 
 
 # ---- datasets
@@ -165,8 +181,18 @@ class LineageDataset(Spec):
     rows: int
 
 
+class Registration(Spec):
+    """Of an adapter that was trained elsewhere: where it came from, and how its base was found to be the right one."""
+
+    source: str = Field(description="The folder, `LOCATION:path` or URI that it was taken from.")
+    base_named: str | None = Field(description="What its config calls its base.")
+    matched_by: Literal["hash", "shapes"] = Field(
+        description="hash: its file names the digest of the base. shapes: it names none, and every matrix fits."
+    )
+
+
 class Lineage(Spec):
-    """What a model version was made from: enough to make it again."""
+    """What a model version was made from: enough to make it again, unless it was trained elsewhere."""
 
     base_name: str
     base_digest: str
@@ -174,6 +200,10 @@ class Lineage(Spec):
     settings: TrainingSettings
     parent: str | None = Field(None, description="The model version whose adapter training went on from.")
     library_versions: dict[str, str]
+    registration: Registration | None = Field(
+        default=None,
+        description="Trained elsewhere: of the settings only the adapter's form and the rendering are known.",
+    )
 
 
 class VersionMetrics(Spec):
@@ -184,6 +214,33 @@ class VersionMetrics(Spec):
     rows: RowCounts | None = None
     tokens_per_second: float | None = None
     peak_memory_bytes: int | None = None
+
+
+class NewVersion(Spec):
+    """An adapter in PEFT's format that was trained elsewhere, to become a model version."""
+
+    path: str = Field(
+        min_length=1,
+        max_length=4096,
+        description="Its folder: on the service's machine, LOCATION:path of a declared location, or s3://bucket/prefix.",
+    )
+    version_set: VersionSetName
+    base: ModelName | None = Field(
+        default=None,
+        description="A base model of the catalog; default: the one that the adapter's config names.",
+    )  # fmt: skip
+    render: Literal["auto", "chat", "plain"] = Field(
+        default="auto",
+        description="How it was trained to read prompts; auto: by the base's chat template, where it has one.",
+    )
+    name: Annotated[str, Field(max_length=128), AfterValidator(one_clean_line)] = ""
+    description: Description = ""
+    tags: Tags = Field(default_factory=dict[str, str])
+    metrics: VersionMetrics | None = Field(default=None, description="What its training measured, if that is known.")
+    results: str | None = Field(
+        default=None, min_length=1, max_length=4096,
+        description="Where its copy goes, as LOCATION:path or a URI; default: the state folder.",
+    )  # fmt: skip
 
 
 class VersionView(Spec):
@@ -198,12 +255,14 @@ class VersionView(Spec):
     tags: dict[str, str]
     aliases: list[str]
     base_name: str
-    job_id: str | None
+    job_id: str | None = Field(description="The job that made it; null: registered from elsewhere.")
+    is_job_deleted: bool = False
     parent: str | None
     results_uri: str
     artifact_uri: str | None = Field(description="The folder or prefix of the manifest; only of ACTIVE versions.")
     best_epoch: int | None
     outcome: Outcome | None = Field(description="Of the verdict.")
+    best: SplitMetrics | None = Field(None, description="Scores of the best epoch on the validation rows.")
     created_at: str
     changed_at: str
 
@@ -215,10 +274,39 @@ class VersionDetail(Spec):
     verdict: Verdict | None
     files: list[ManifestFile]
     children: list[str] = Field(description="Versions whose training went on from this one.")
+    samples: list[Sample] = Field(
+        default_factory=list[Sample], description="Held-out prompts, answered greedily by base and tuned."
+    )
+
+
+class LineageNode(Spec):
+    """A base, a dataset or a model version of the picture of how a version came to be."""
+
+    id: str = Field(description="Of this answer alone: edges name it.")
+    kind: Literal["base", "dataset", "version"]
+    name: str
+    detail: str = Field(description="One line: how large, or in what state.")
+    reference: str | None = Field(description="Its name or id in the catalog; null: it is not, or no longer, there.")
+    is_asked: bool = Field(False, description="The version that was asked for.")
+
+
+class LineageEdge(Spec):
+    source: str
+    target: str
+    role: Literal["base", "training", "validation", "test", "parent"]
+
+
+class LineageGraph(Spec):
+    """Where a version comes from and what went on from it. Every edge leads from what was used to what was made."""
+
+    model_version: str
+    nodes: list[LineageNode]
+    edges: list[LineageEdge]
+    is_cut: bool = Field(description="There is more than is shown: older ancestors, or further descendants.")
 
 
 class NewVersionSet(Spec):
-    name: str = Field(pattern=VERSION_SET_PATTERN)
+    name: VersionSetName
     description: Description = ""
 
 
@@ -276,12 +364,21 @@ class NewLocation(Spec):
     uri: str = Field(min_length=1, max_length=2048, description="`file:///folder` or `s3://bucket/prefix`.")
     endpoint_url: str | None = Field(None, max_length=2048, description="Of an S3-compatible store that is not AWS.")
     region: str | None = Field(None, max_length=64)
-    credentials: str | None = Field(
+    credentials: Annotated[str, CREDENTIALS] | None = Field(
         None,
-        pattern=r"^(env|profile|file):.{1,512}$",
         description="Where the credentials stand: env:PREFIX, profile:NAME or file:PATH. Never a secret.",
     )
     description: Description = ""
+
+
+class LocationChange(Spec):
+    uri: str | None = Field(None, min_length=1, max_length=2048, description="Only while nothing uses the location.")
+    endpoint_url: str | None = Field(None, max_length=2048, description="An empty text: none any more.")
+    region: str | None = Field(None, max_length=64, description="An empty text: none any more.")
+    credentials: Annotated[str, AfterValidator(_credentials)] | None = Field(
+        None, description="As in a new location; an empty text: none any more."
+    )
+    description: Description | None = None
 
 
 class LocationView(Spec):
@@ -320,8 +417,16 @@ class LogView(Spec):
 class NewNetwork(Spec):
     name: Name
     cidr: Cidr = Field(description="The network of the machines, as in 10.0.0.0/24.")
-    interface: str | None = Field(None, pattern=INTERFACE_PATTERN, description="Name of the interface, as in eth0.")
+    interface: Annotated[str, INTERFACE] | None = Field(None, description="Name of the interface, as in eth0.")
     description: Description = ""
+
+
+class NetworkChange(Spec):
+    cidr: Cidr | None = None
+    interface: Annotated[str, AfterValidator(_interface)] | None = Field(
+        None, description=f"{INTERFACE.words}; an empty text: none any more."
+    )
+    description: Description | None = None
 
 
 class NetworkView(Spec):
@@ -333,14 +438,15 @@ class NetworkView(Spec):
 
 
 class TokenRole(StrEnum):
-    """Users, roles and policies come with a later release; until then every token administers."""
+    """What a token's holder may do; `server/auth.py` says it permission by permission."""
 
     ADMIN = "admin"
+    USER = "user"
 
 
 class NewToken(Spec):
-    name: Label
-    role: TokenRole = TokenRole.ADMIN
+    name: Annotated[Label, AfterValidator(_no_star)]
+    role: TokenRole = Field(TokenRole.USER, description="admin: everything; user: everything but administering.")
     days: int | None = Field(None, ge=1, le=3650, description="Days until it expires; absent: never.")
 
 

@@ -10,12 +10,19 @@ from pydantic import Field
 from tunesmith.errors import ErrorForm
 from tunesmith.spec.base import Spec
 from tunesmith.spec.models import ModelFacts
+from tunesmith.spec.names import Spelling
 from tunesmith.spec.training import TrainingSettings
 
 MAX_ROW_BYTES = 8 * 1024 * 1024
 MAX_DEPTH = 32
 MAX_KEYS = 1000
 MAX_LISTED_FINDINGS = 100
+MAXIMUM_PREVIEWS = 20
+MAXIMUM_SPANS = 4000  # tokens of a row that a preview tells one by one
+LINES = Spelling(
+    pattern=rf"[1-9][0-9]{{0,8}}(,[1-9][0-9]{{0,8}}){{0,{MAXIMUM_PREVIEWS - 1}}}", what="a list of lines",
+    words=f"up to {MAXIMUM_PREVIEWS} line numbers with commas between", example="3,17",
+)  # fmt: skip
 
 Role = Literal["training", "validation", "test"]
 
@@ -92,14 +99,33 @@ class PreviewPiece(Spec):
     learned: bool
 
 
+class PreviewSpan(Spec):
+    """A token as text; several where only together they are whole characters."""
+
+    text: str
+    ids: list[int]
+    learned: bool
+
+
 class Preview(Spec):
     """One rendered row in pieces of text, learned or not."""
 
     dataset: Role
     line: int
-    which: Literal["longest", "shortest", "random"]
+    which: Literal["longest", "shortest", "random", "chosen"]
     tokens: int
     pieces: list[PreviewPiece]
+    spans: list[PreviewSpan] = Field(
+        default_factory=list[PreviewSpan], description="Token by token, where that was asked for."
+    )
+    tokens_left_out: int = Field(0, description=f"Of the spans: they hold the first {MAXIMUM_SPANS:,} tokens.")
+
+
+class PreviewWish(Spec):
+    """Which rows to preview: those that start at these lines, or without any the longest, the shortest and two more."""
+
+    lines: list[int] = Field(default_factory=list[int], max_length=MAXIMUM_PREVIEWS)
+    spans: bool = False
 
 
 class Preparation(Spec):
@@ -109,6 +135,9 @@ class Preparation(Spec):
     training: TokenSummary
     validation: TokenSummary | None
     test: TokenSummary | None
+    training_file: TokenSummary | None = Field(
+        default=None, description="Every row of the training file as it stands, uncut; not told of older jobs."
+    )
     longest_row: int = Field(description="Tokens of the longest row before any cutting.")
     sequence_length: int = Field(description="The resolved setting.")
     render: Literal["chat", "plain"]
@@ -124,13 +153,28 @@ class InspectRequest(Spec):
     datasets: list[DatasetInput] = Field(default_factory=list[DatasetInput])
     settings: TrainingSettings | None = None
     cache_folder: str | None = None
-    with_previews: bool = False
+    preview: PreviewWish | None = None
+    adapter_path: str | None = Field(
+        default=None, description="A folder with an adapter that is held against the model."
+    )
+
+
+class AdapterFacts(Spec):
+    """An adapter in PEFT's format that fits the inspected model."""
+
+    settings: TrainingSettings = Field(
+        description="Its form: rank, alpha, dropout, kind, modules; all else by default."
+    )
+    base_named: str | None = Field(description="What its config calls its base.")
+    base_digest: str | None = Field(description="Of its base, where its file names it: then it is the model's.")
+    parameters: int
 
 
 class InspectResponse(Spec):
     """Its output, the last line of standard output: facts (and preparation), or an error with its family."""
 
     facts: ModelFacts | None = None
+    adapter: AdapterFacts | None = None
     preparation: Preparation | None = None
     error: ErrorForm | None = None
     family: str | None = None

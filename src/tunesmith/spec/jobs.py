@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from enum import StrEnum
+from typing import Any, cast
 
-from pydantic import Field
+from pydantic import Field, field_validator
 
 from tunesmith.errors import ErrorForm
 from tunesmith.spec.base import Spec
@@ -68,6 +69,15 @@ class JobFile(Spec):
     device: str = Field("cpu", description="`cpu` or `cuda`.")
     versions: dict[str, str] = Field(description="Versions of the libraries that touch numbers, and the machine type.")
 
+    @field_validator("settings", mode="before")
+    @classmethod
+    def _by_the_one_path_of_before(cls, given: Any) -> Any:
+        """A job of a release that had one path only goes on by it."""
+        if not isinstance(given, dict):
+            return given
+        one_path: dict[str, Any] = {"path": "generic", "compile_layers": "off", "checkpointed_layers": 0}
+        return one_path | cast("dict[str, Any]", given)
+
 
 class BaseMetrics(Spec):
     training: SplitMetrics
@@ -87,6 +97,8 @@ class JobResult(Spec):
     rows: RowCounts | None
     tokens_per_second: float | None
     peak_memory_bytes: int | None
+    path: str | None = Field(None, description="Code that computed the layers: fast or generic.")
+    path_reason: str | None = None
     verdict: Verdict | None
     failure: ErrorForm | None
 

@@ -6,6 +6,8 @@ Only a step event has a `step` field.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from itertools import pairwise
 from typing import Annotated, Literal, get_args
 
 from pydantic import Field, TypeAdapter
@@ -31,6 +33,17 @@ class EpochMetrics(Spec):
     epoch: int = Field(ge=0, description="0 is the base model, before the first step.")
     training: SplitMetrics
     validation: SplitMetrics | None
+
+
+def overfits_from(epochs: Sequence[EpochMetrics]) -> int | None:
+    """The first epoch whose validation loss rose while its training loss fell; the base (epoch 0) is not compared."""
+    trained = [each for each in epochs if each.epoch > 0]
+    for before, after in pairwise(trained):
+        if before.validation is None or after.validation is None:
+            return None
+        if after.validation.loss > before.validation.loss and after.training.loss < before.training.loss:
+            return after.epoch
+    return None
 
 
 class Event(Spec):
@@ -76,6 +89,28 @@ class EpochEvent(Event):
     validation: SplitMetrics | None
 
 
+class CurveEpoch(Spec):
+    epoch: int
+    step: int = Field(description="The step after which it was measured.")
+    training: SplitMetrics
+    validation: SplitMetrics | None
+
+
+class Curves(Spec):
+    """Series of a run; one place in all lists is one step. Thinned, never averaged, where there are too many."""
+
+    job_id: str
+    last_step: int = Field(description="The newest step so far; 0: none yet.")
+    steps_in_range: int = Field(description="How many there are; as many as points, if all are shown.")
+    step: list[int]
+    loss: list[float]
+    learning_rate: list[float]
+    gradient_norm: list[float]
+    tokens_per_second: list[float]
+    memory_bytes: list[int]
+    epochs: list[CurveEpoch] = Field(description="All of them, whatever the range; epoch 0 is the base.")
+
+
 class CheckpointEvent(Event):
     kind: Literal["checkpoint"] = "checkpoint"
     folder: str
@@ -92,12 +127,36 @@ class NoticeEvent(Event):
 
 
 class Sample(Spec):
-    """One held-out prompt, answered greedily by base and tuned model."""
+    """One held-out prompt, answered greedily by base and tuned model.
+
+    *_is_cut: the answer had not ended when it was long enough.
+    """
 
     prompt: str
     expected: str
     base: str
     tuned: str
+    base_is_cut: bool = False
+    tuned_is_cut: bool = False
+
+    @property
+    def base_shown(self) -> str:
+        return self.base + (" …" if self.base_is_cut else "")
+
+    @property
+    def tuned_shown(self) -> str:
+        return self.tuned + (" …" if self.tuned_is_cut else "")
+
+
+class PathEvent(Event):
+    """Which code computes the layers from now on, and how. Told after loading, and when memory changed it."""
+
+    kind: Literal["path"] = "path"
+    path: Literal["fast", "generic"]
+    reason: str
+    is_compiled: bool
+    micro_batch_size: int
+    checkpointed_layers: int
 
 
 class SamplesEvent(Event):
@@ -143,6 +202,7 @@ AnyEvent = Annotated[
     | EpochEvent
     | CheckpointEvent
     | NoticeEvent
+    | PathEvent
     | SamplesEvent
     | VerdictEvent
     | FailureEvent

@@ -18,6 +18,21 @@ class MemoryPart(Spec):
     reason: str
 
 
+class MemoryFit(Spec):
+    """What fine-tuning a model needs at its peak on one device, with rows of one length, one row at a time."""
+
+    device: Literal["cpu", "cuda"]
+    device_name: str
+    sequence_length: int
+    precision: str
+    peak_bytes: int
+    free_bytes: int = Field(description="On the device now.")
+    total_bytes: int
+    verdict: Literal["fits", "tight", "does not fit"]
+    reason: str
+    parts: list[MemoryPart]
+
+
 class Plan(Spec):
     settings: TrainingSettings = Field(description="Nothing left `auto`.")
     reasons: dict[str, str] = Field(description="Setting -> why it has its value; only settings that were `auto`.")

@@ -11,8 +11,8 @@ from typing import Annotated
 from pydantic import AfterValidator, Field
 
 from tunesmith.spec.base import Spec
+from tunesmith.spec.names import VersionSetName
 
-VERSION_SET_PATTERN = r"^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$"
 LOCAL_SHAPE = "local"
 
 
@@ -58,9 +58,8 @@ class FinetuneRequest(Spec):
     description: Annotated[str, AfterValidator(clean_text)] = Field(
         "", max_length=4000, description="Free text, kept with the model."
     )
-    version_set: str | None = Field(
+    version_set: VersionSetName | None = Field(
         None,
-        pattern=VERSION_SET_PATTERN,
         description="The set of model versions that this one joins; default: from model and dataset.",
     )
     shape: str = Field(LOCAL_SHAPE, min_length=1, max_length=64, description="The machine to run on; local: this one.")

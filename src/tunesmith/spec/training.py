@@ -30,6 +30,9 @@ RESOLVED_BY_PLAN = (
     "precision",
     "base_precision",
     "strategy",
+    "path",
+    "compile_layers",
+    "checkpointed_layers",
 )
 
 AutoCount = Literal["auto"] | Annotated[int, Field(ge=1, le=1_000_000)]
@@ -80,6 +83,18 @@ class TrainingSettings(Spec):
     )
     strategy: Literal["auto", "single", "ddp", "fsdp2", "zero2", "zero3"] = Field(
         AUTO, description="How the work is spread over devices."
+    )
+
+    path: Literal["auto", "fast", "generic"] = Field(
+        AUTO,
+        description="Code that computes the layers: our own decoder for the Llama family on a GPU, or any model's.",
+    )
+    compile_layers: Literal["auto", "on", "off"] = Field(
+        AUTO, description="Whether torch compiles the layers of the generic path on a GPU; auto: where it pays."
+    )
+    checkpointed_layers: Literal["auto"] | Annotated[int, Field(ge=0, le=10_000)] = Field(
+        AUTO,
+        description="Layers that keep only their input and are computed twice, for less memory; auto: as few as fit.",
     )
 
     @model_validator(mode="after")

@@ -17,6 +17,7 @@ from pathlib import Path, PurePosixPath
 
 from tunesmith.errors import InputRefused, TunesmithError
 from tunesmith.files import sha256_of, write_json
+from tunesmith.spec.hub import MODEL_SUFFIXES
 from tunesmith.storage.objects import (
     Location,
     ObjectInfo,
@@ -31,8 +32,6 @@ from tunesmith.storage.objects import (
 
 FETCH_RETRY_SECONDS = 8.0  # somebody waits for the refusal, which comes within 20
 MAXIMUM_MODEL_FILES = 1000
-# what a model folder needs; weights in pickles and other formats are never read, so never fetched
-MODEL_SUFFIXES = frozenset({".json", ".safetensors", ".txt", ".model", ".jinja", ".md"})
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

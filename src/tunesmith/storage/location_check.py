@@ -17,6 +17,7 @@ from tunesmith.storage.objects import Location, ObjectStore, Stopped, join_key, 
 
 CHECK_SECONDS = 18.0  # promised: an answer within 20
 RETRY_SECONDS = 6.0
+PROBE = ".tunesmith-probe-"  # how the names of probes begin
 
 
 def check_location(store: ObjectStore, prefix: str, *, field: str = "location") -> None:
@@ -24,7 +25,7 @@ def check_location(store: ObjectStore, prefix: str, *, field: str = "location") 
     uri = store.uri(prefix)
     if store.keeps_versions() is False:
         raise versioning_off(uri, field)
-    probe = join_key(prefix, f".tunesmith-probe-{os.getpid()}-{secrets.token_hex(4)}")
+    probe = join_key(prefix, f"{PROBE}{os.getpid()}-{secrets.token_hex(4)}")
     content = secrets.token_bytes(16)
     version_id = store.put_bytes(probe, content)
     try:
@@ -50,25 +51,40 @@ def check_declared(
 ) -> None:
     """`check_location` on a location, in bounded time whatever the other side does. `also` is asked first."""
     stop = threading.Event()
-    faults: list[BaseException] = []
     store, prefix = open_objects(location, environment, retry_seconds=RETRY_SECONDS, stop=stop, field=field)
 
     def check() -> None:
+        if also is not None:
+            also(store, prefix)
+        check_location(store, prefix, field=field)
+
+    in_bounded_time(check, uri=store.uri(prefix), field=field, seconds=seconds, stop=stop)
+
+
+def in_bounded_time(
+    check: Callable[[], None], *, uri: str, field: str, seconds: float, stop: threading.Event | None = None
+) -> None:
+    """Run a check of a place in a thread of its own. `stop` is set when the time is over, else the thread is left.
+
+    Raises what `check` raises, and MachineCannot (LOCATION_UNREACHABLE).
+    """
+    faults: list[BaseException] = []
+
+    def run() -> None:
         try:
-            if also is not None:
-                also(store, prefix)
-            check_location(store, prefix, field=field)
+            check()
         except BaseException as error:  # noqa: BLE001  # raised again below, in the caller's thread
             faults.append(error)
 
-    thread = threading.Thread(target=check, daemon=True)
+    thread = threading.Thread(target=run, daemon=True)
     thread.start()
     thread.join(seconds)
-    stop.set()
+    if stop is not None:
+        stop.set()
     if thread.is_alive() or (faults and isinstance(faults[0], Stopped)):
         raise MachineCannot(
             "LOCATION_UNREACHABLE",
-            f"{store.uri(prefix)} did not pass its check within {seconds:.0f} s.",
+            f"{uri} did not pass its check within {seconds:.0f} s.",
             field=field,
             hint="Check AWS_ENDPOINT_URL, the network and the store.",
         )

@@ -5,6 +5,7 @@ In: the user's text. Out: a local path, a bucket with a key, or a refusal. Opens
 
 from __future__ import annotations
 
+import os
 import re
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,6 +15,7 @@ from tunesmith.errors import InputRefused, MachineCannot
 
 SCHEME = re.compile(r"[A-Za-z][A-Za-z0-9+.-]+://")
 OTHER_BUCKET_SCHEMES = frozenset({"oci", "gs", "az", "abfs"})
+MAXIMUM_NAME_BYTES, MAXIMUM_PATH_BYTES = 255, 4096  # of Linux: more can be no file
 BUCKET = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{1,254}")  # AWS is stricter, OCI and Ceph are not
 
 
@@ -66,7 +68,23 @@ def find_place(text: str, *, field: str) -> Place:
 
 
 def local_path(text: str, *, field: str) -> Path:
-    """The absolute local path of a path or file:// URI. Raises InputRefused for a bucket: it has no local path."""
+    """The absolute local path of a path or file:// URI. Raises InputRefused for a bucket, which has none, and for what
+    no file system could hold.
+    """
+    path = _local_path(text, field=field)
+    longest = max((len(os.fsencode(part)) for part in path.parts), default=0)
+    if longest > MAXIMUM_NAME_BYTES or len(os.fsencode(path)) >= MAXIMUM_PATH_BYTES:
+        raise InputRefused(
+            "BAD_LOCATION",
+            f"{field} {text[:60]!r}... is too long for a path: a name holds up to {MAXIMUM_NAME_BYTES} bytes, a path "
+            f"fewer than {MAXIMUM_PATH_BYTES:,}.",
+            field=_bare(field),
+            hint="Write a shorter one.",
+        )
+    return path
+
+
+def _local_path(text: str, *, field: str) -> Path:
     name = _bare(field)
     if "\0" in text:
         raise InputRefused("BAD_LOCATION", f"{field} holds a NUL character: no path does.", field=name)

@@ -8,6 +8,7 @@ folder inside it, the manifest last.
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import shutil
@@ -18,7 +19,7 @@ from pathlib import Path
 from tunesmith.errors import InputRefused, MachineCannot, TunesmithError
 from tunesmith.files import CHUNK_BYTES, fsync_folder, fsync_tree, sha256_of
 from tunesmith.spec.artifacts import MANIFEST_NAME, Manifest
-from tunesmith.storage.location_check import check_declared
+from tunesmith.storage.location_check import PROBE, check_declared
 from tunesmith.storage.locations import BucketPlace, find_place
 from tunesmith.storage.objects import FULL, Location
 from tunesmith.storage.publish_bucket import FileProgress, check_prefix, publish_to_bucket
@@ -66,7 +67,7 @@ def check_target(target: Path) -> None:
         if target.exists() or target.is_symlink():
             _require_empty_folder(target)
         existing = next(path for path in (target, *target.parents) if path.exists())
-        probe = existing / f".tunesmith-probe-{os.getpid()}"
+        probe = existing / f"{PROBE}{os.getpid()}"
         probe.mkdir()
         probe.rmdir()
     except OSError as error:
@@ -81,6 +82,9 @@ def _require_empty_folder(target: Path) -> None:
             field="results",
             hint="Name a folder.",
         )
+    for probe in target.glob(f"{PROBE}*"):  # of a check that was killed
+        with contextlib.suppress(OSError):
+            probe.rmdir()
     names = [path.name for path in target.iterdir() if not _is_mount_furniture(path)]
     if names:
         found = f"it holds {names[0]!r}" + (f" and {len(names) - 1} more" if len(names) > 1 else "")

@@ -15,7 +15,7 @@ from pathlib import Path
 from tunesmith.errors import InputRefused, TunesmithError
 from tunesmith.files import json_bytes, sha256_of
 from tunesmith.spec.artifacts import MANIFEST_NAME, Manifest, ManifestFile
-from tunesmith.storage.location_check import versioning_off
+from tunesmith.storage.location_check import PROBE, versioning_off
 from tunesmith.storage.objects import (
     Location,
     ObjectStore,
@@ -78,10 +78,11 @@ def check_prefix(store: ObjectStore, prefix: str) -> None:
                 field="results",
                 hint="Choose a prefix of its own.",
             )
-    found = store.list(f"{prefix}/" if prefix else "", limit=2)
-    if found.objects or (prefix and _has(store, prefix)):
-        key = found.objects[0].key if found.objects else prefix
-        raise _not_empty(store, prefix, key)
+    found = store.list(f"{prefix}/" if prefix else "", limit=100)
+    # a check that was killed leaves its probe: that is no result
+    keys = [each.key for each in found.objects if not each.key.rpartition("/")[2].startswith(PROBE)]
+    if keys or (prefix and _has(store, prefix)):
+        raise _not_empty(store, prefix, keys[0] if keys else prefix)
 
 
 def _published(store: ObjectStore, prefix: str, manifest: Manifest) -> Manifest | None:

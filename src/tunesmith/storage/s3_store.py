@@ -88,6 +88,8 @@ CONNECTION_ERRORS = (
 )
 
 
+# Without one it is somebody else's 200: a captive portal or a proxy would pass for an object that is there.
+ANSWERED_WITH_ETAG = frozenset({"head_object", "get_object", "put_object", "upload_part", "complete_multipart_upload"})
 NO_CREDENTIALS = (
     botocore_errors.NoCredentialsError,
     botocore_errors.PartialCredentialsError,
@@ -356,7 +358,7 @@ class S3Store:
     def _complete(self, key: str, upload: str, parts: list[dict[str, Any]], sha256: str) -> str | None:
         asked = {"UploadId": upload, "MultipartUpload": {"Parts": parts}}
         try:
-            return _version_of(self._call("complete_multipart_upload", asked, key=key, is_write=True))
+            answer = self._call("complete_multipart_upload", asked, key=key, is_write=True)
         except InputRefused as error:
             # the first try was done and its answer lost: the upload is gone, and the object is there
             if error.code != "OBJECT_NOT_FOUND":
@@ -365,6 +367,11 @@ class S3Store:
             if found.sha256 != sha256:
                 raise
             return found.version_id
+        if (version_id := _version_of(answer)) is not None:
+            return version_id
+        # Ceph tells the version of an object put in parts only to those who ask for the object
+        found = self.head(key)
+        return found.version_id if found.sha256 == sha256 else None
 
     def _abort_others(self, key: str, upload: str) -> None:
         """Parts of killed puts cost money and are seen by nobody. One key has one writer here: its job."""
@@ -427,7 +434,12 @@ class S3Store:
             if self._stop.is_set():
                 raise Stopped
             try:
-                return operation(**asked)
+                answer: Any = operation(**asked)
+                if name not in ANSWERED_WITH_ETAG or answer.get("ETag"):
+                    return answer
+                with suppress(KeyError):
+                    answer["Body"].close()
+                retries.wait(self._unreachable("its answer is none of S3"), None)
             except botocore_errors.ClientError as error:
                 response: Any = error.response
                 status = int(response.get("ResponseMetadata", {}).get("HTTPStatusCode", 0))
@@ -509,7 +521,7 @@ class _Retries:
         self._deadline: float | None = None
         self._longest = FIRST_WAIT_SECONDS
 
-    def wait(self, refusal: MachineCannot, error: Exception) -> None:
+    def wait(self, refusal: MachineCannot, error: Exception | None) -> None:
         """Raises the refusal where no time is left. The time runs from the first fault."""
         now = time.monotonic()
         if self._deadline is None:

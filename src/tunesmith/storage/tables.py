@@ -118,6 +118,9 @@ MODEL_VERSIONS = sa.Table(
     sa.Column("is_losing_bytes", sa.Boolean, nullable=False),  # deleted, and its files are not all gone yet
     sa.Column("created_at", sa.Text, nullable=False),
     sa.Column("changed_at", sa.Text, nullable=False),
+    sa.Column("made_by", sa.Text),  # whose quota it counts for; null: registered from elsewhere
+    sa.Column("samples", sa.Text),  # null: they stand in the job's events
+    sa.Column("is_job_deleted", sa.Boolean, nullable=False, server_default=sa.false()),
     sa.UniqueConstraint("set_id", "number"),
     sa.UniqueConstraint("project", "model_version"),
     sa.Index(None, "state", "sequence"),
@@ -159,6 +162,7 @@ DATASETS = sa.Table(
     sa.Column("num_warnings", sa.Integer, nullable=False),
     sa.Column("report", sa.Text, nullable=False),
     sa.Column("created_at", sa.Text, nullable=False),
+    sa.Column("added_by", sa.Text, nullable=False, server_default="local"),  # whose quota it counts for
     sa.Index(None, "project", "sequence"),
     sa.Index(None, "sha256"),
 )
@@ -174,7 +178,39 @@ BASE_MODELS = sa.Table(
     sa.Column("tags", sa.Text, nullable=False),
     sa.Column("facts", sa.Text, nullable=False),
     sa.Column("created_at", sa.Text, nullable=False),
+    sa.Column("hub_id", sa.Text),  # null: it came from no hub
+    sa.Column("revision", sa.Text),  # the commit that was downloaded
+    sa.Column("licence_note", sa.Text, nullable=False, server_default=""),
     sa.UniqueConstraint("project", "name"),
+)
+
+DOWNLOADS = sa.Table(
+    "downloads",
+    METADATA,
+    sa.Column("sequence", sa.Integer, primary_key=True, autoincrement=True),
+    sa.Column("download_id", sa.Text, nullable=False, unique=True),
+    sa.Column("project", sa.Text, nullable=False),
+    sa.Column("submitted_by", sa.Text, nullable=False),
+    sa.Column("state", sa.Text, nullable=False),
+    sa.Column("waiting_reason", sa.Text),
+    sa.Column("retry_at", sa.Float),  # when it goes on by itself
+    sa.Column("attempts", sa.Integer, nullable=False),  # since somebody asked for it
+    sa.Column("is_cancel_wanted", sa.Boolean, nullable=False),
+    sa.Column("name", sa.Text, nullable=False),  # of the base model that it becomes
+    sa.Column("hub_id", sa.Text, nullable=False),
+    sa.Column("revision", sa.Text, nullable=False),  # the commit
+    sa.Column("location", sa.Text),  # declared; null: the state folder
+    sa.Column("target_uri", sa.Text, nullable=False),
+    sa.Column("plan", sa.Text, nullable=False),  # files with sizes and hashes, and what was left out
+    sa.Column("description", sa.Text, nullable=False),
+    sa.Column("tags", sa.Text, nullable=False),
+    sa.Column("bytes_total", sa.BigInteger, nullable=False),
+    sa.Column("bytes_done", sa.BigInteger, nullable=False),
+    sa.Column("failure", sa.Text),
+    sa.Column("created_at", sa.Text, nullable=False),
+    sa.Column("finished_at", sa.Text),
+    sa.Index(None, "state", "sequence"),
+    sa.Index(None, "project", "sequence"),
 )
 
 LOCATIONS = sa.Table(
@@ -221,6 +257,16 @@ TOKENS = sa.Table(
     sa.Column("revoked_at", sa.Text),
 )
 
+SESSIONS = sa.Table(
+    "sessions",
+    METADATA,
+    sa.Column("sha256", sa.Text, primary_key=True),  # of the cookie's secret
+    sa.Column("token_id", sa.Text, sa.ForeignKey("tokens.token_id", ondelete="CASCADE"), nullable=False),
+    sa.Column("created_at", sa.Text, nullable=False),
+    sa.Column("expires_at", sa.Text, nullable=False),
+    sa.Index(None, "token_id"),
+)
+
 AUDIT = sa.Table(
     "audit",
     METADATA,
@@ -242,6 +288,24 @@ for _verb in ("UPDATE", "DELETE"):
             "BEGIN SELECT RAISE(ABORT, 'the audit log is append-only'); END"
         ).execute_if(dialect="sqlite"),
     )
+
+QUOTAS = sa.Table(
+    "quotas",
+    METADATA,
+    sa.Column("actor", sa.Text, primary_key=True),  # `*`: who has none of his own
+    sa.Column("quota", sa.Text, primary_key=True),
+    sa.Column("value", sa.BigInteger, nullable=False),
+)
+
+USAGE = sa.Table(
+    "usage",  # kept up with what it counts, in the same transactions: counting anew costs with every job ever made
+    METADATA,
+    sa.Column("actor", sa.Text, primary_key=True),
+    sa.Column("queued_jobs", sa.BigInteger, nullable=False),
+    sa.Column("versions", sa.BigInteger, nullable=False),
+    sa.Column("datasets", sa.BigInteger, nullable=False),
+    sa.Column("uploaded_bytes", sa.BigInteger, nullable=False),
+)
 
 IDEMPOTENCY = sa.Table(
     "idempotency",

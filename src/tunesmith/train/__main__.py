@@ -1,7 +1,8 @@
 """The training worker: `python -m tunesmith.train job.json`.
 
-With `-` for the file it stands by: it imports what takes seconds to import while its starter still checks the input,
-then reads one line from standard input, a JSON object with `job_file` and `log`. No line: nothing was to be done.
+With `-` for the file it stands by: it imports what takes seconds to import while its starter still checks the input
+(with `- transformers` that library, too, for models that are not built without it), then reads one line from standard
+input, a JSON object with `job_file` and `log`. No line: nothing was to be done.
 
 Exit codes: 0 the artifact is whole; 1 a fault of ours; 3 data or model refused; 4 this machine cannot; 5 the run
 failed; 128 + N after signal N, the state checkpointed. The last event of a failed attempt tells why.
@@ -9,14 +10,12 @@ failed; 128 + N after signal N, the state checkpointed. The last event of a fail
 
 from __future__ import annotations
 
-import errno
 import json
 import os
 import sys
 import traceback
 from pathlib import Path
 
-import torch
 from pydantic import ValidationError
 
 from tunesmith.errors import InputRefused, JobFailed, MachineCannot, NotPermitted, TunesmithError, UsageFault
@@ -24,6 +23,7 @@ from tunesmith.spec.artifacts import MANIFEST_NAME
 from tunesmith.spec.jobs import JobFile
 from tunesmith.spec.metrics import FailureEvent
 from tunesmith.train.events import EventLog, now
+from tunesmith.train.faults import classify
 from tunesmith.train.loop import Run, Stopped
 
 EXIT_CODES: dict[type[TunesmithError], int] = {
@@ -34,41 +34,6 @@ EXIT_CODES: dict[type[TunesmithError], int] = {
     NotPermitted: 6,
     TunesmithError: 1,
 }
-NO_SPACE = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
-
-
-def classify(error: BaseException) -> tuple[TunesmithError, bool]:
-    """What the user is told of an exception, and whether another attempt may help."""
-    if isinstance(error, TunesmithError):
-        return error, False
-    if isinstance(error, OSError) and error.errno in NO_SPACE:
-        return (
-            MachineCannot(
-                "DISK_FULL",
-                "The disk is full; the newest whole checkpoint is kept.",
-                field="TUNESMITH_HOME",
-                hint="Free some space.",
-            ),
-            False,
-        )
-    if isinstance(error, torch.OutOfMemoryError | MemoryError) or "can't allocate memory" in str(error):
-        return (
-            MachineCannot(
-                "OUT_OF_MEMORY",
-                f"Memory ran out: {str(error).splitlines()[0] if str(error) else 'no more to be had'}",
-                field="micro_batch_size",
-                hint="Lower --micro-batch-size or --sequence-length, or take a smaller base model.",
-            ),
-            False,
-        )
-    return (
-        TunesmithError(
-            "INTERNAL",
-            f"A fault of ours in the training worker: {type(error).__name__}: {error}",
-            hint="The worker's log holds the traceback; please report it.",
-        ),
-        True,
-    )
 
 
 def _read_job(path: Path) -> JobFile:
@@ -84,9 +49,10 @@ def _read_job(path: Path) -> JobFile:
         raise InputRefused("JOB_FILE", f"{path}: {place}: {first['msg']}.", field=place) from error
 
 
-def _stand_by() -> Path | None:
+def _stand_by(*, needs_transformers: bool) -> Path | None:
     """Import, wait for the job, take its folder and its log for our own. None where no job came."""
-    import transformers.modeling_utils  # noqa: F401  # half of what a start costs; loading a model needs it anyway
+    if needs_transformers:
+        import transformers.modeling_utils  # noqa: F401  # most of what a start costs; loading this model needs it
 
     line = sys.stdin.readline()
     if not line:
@@ -102,11 +68,12 @@ def _stand_by() -> Path | None:
 
 
 def main(arguments: list[str]) -> int:
-    if len(arguments) != 1:
+    stands_by = arguments[:1] == ["-"] and arguments[1:] in ([], ["transformers"])
+    if len(arguments) != 1 and not stands_by:
         print("usage: python -m tunesmith.train JOB_FILE", file=sys.stderr)
         return EXIT_CODES[UsageFault]
-    if arguments == ["-"]:
-        job_file = _stand_by()
+    if stands_by:
+        job_file = _stand_by(needs_transformers=len(arguments) > 1)
         if job_file is None:
             return 0
         arguments = [str(job_file)]

@@ -49,6 +49,9 @@ class Evidence:
     samples: list[Sample]
     tokens_per_second: float
     peak_memory_bytes: int
+    path: str
+    path_reason: str
+    path_details: list[str]
 
 
 def read_steps(events: Path) -> list[StepEvent]:
@@ -116,6 +119,8 @@ def write_artifact(
             "rows": prepared.summary.counts.as_json(),
             "tokens_per_second": evidence.tokens_per_second,
             "peak_memory_bytes": evidence.peak_memory_bytes,
+            "path": evidence.path,
+            "path_reason": evidence.path_reason,
         },
     )
     write_json(folder / "verdict.json", evidence.verdict.as_json())

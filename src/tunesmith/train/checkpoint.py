@@ -37,6 +37,10 @@ class RunState(Spec):
     tokens: int = 0
     step_seconds: float = 0.0
     peak_memory_bytes: int = 0
+    micro_batch_size: int | None = Field(default=None, description="As the ladder left it; None: as planned.")
+    checkpointed_layers: int | None = Field(default=None, description="As the ladder left it; None: as planned.")
+    evaluation_tokens: int | None = Field(default=None, description="Of one pass; None: as by default.")
+    rungs: list[str] = Field(default_factory=list[str], description="What was given up for memory, as it was told.")
     versions: dict[str, str] = Field(default_factory=dict[str, str])
     threads: int = 1
 

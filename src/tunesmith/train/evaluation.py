@@ -15,7 +15,8 @@ from torch import nn
 
 from tunesmith.data.batch import evaluation_batches
 from tunesmith.data.prepare import ExampleSet
-from tunesmith.models.lora import clear_dropout_position
+from tunesmith.models.decoder import decoder_of
+from tunesmith.models.lora import clear_dropout_position, is_enabled
 from tunesmith.spec.metrics import SplitMetrics
 from tunesmith.spec.training import sampled_rows
 from tunesmith.train.step import forward_scores
@@ -66,6 +67,8 @@ def score_rows(
     end_R = np.zeros(len(rows), dtype=bool)
     done = 0
     clear_dropout_position(model)
+    if (decoder := decoder_of(model)) is not None:
+        decoder.refresh(is_enabled=is_enabled(model))
     for batch in evaluation_batches(examples, rows, max_tokens=max_tokens):
         scores = forward_scores(model, batch, device=device)
         nll_N = scores.nll_N.double().cpu().numpy()

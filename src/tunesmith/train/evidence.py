@@ -16,6 +16,7 @@ from torch import nn
 from tunesmith.data.prepare import ExampleSet, Prepared
 from tunesmith.models.generate import greedy
 from tunesmith.models.lora import clear_dropout_position, disabled, lora_modules
+from tunesmith.models.skeleton import for_generation
 from tunesmith.spec.datasets import RowKind
 from tunesmith.spec.jobs import JobFile
 from tunesmith.spec.metrics import Sample
@@ -36,13 +37,15 @@ Score = Callable[[ExampleSet, np.ndarray, str], RowScores]
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Answers:
-    """Greedy answers to the same prompts, and whether each is the completion token for token."""
+    """Greedy answers to the same prompts: is each the completion token for token, had it to be cut?"""
 
     rows: np.ndarray
     base: list[str]
     tuned: list[str]
     base_is_exact: list[bool]
     tuned_is_exact: list[bool]
+    base_is_cut: list[bool]
+    tuned_is_cut: list[bool]
 
 
 def collect_verdict(
@@ -112,14 +115,20 @@ def _generate(
     prompts = [examples.prompt_tokens(int(row)) for row in rows]
     expected = [examples.answer_tokens(int(row)) for row in rows]
     ends = prepared.end_token_ids
-    with disabled(model):
-        base = greedy(model, prompts, max_new_tokens=longest, end_ids=ends)
-    check_stop()
-    tuned = greedy(model, prompts, max_new_tokens=longest, end_ids=ends)
+    try:
+        speaking = for_generation(model)
+        with disabled(model):
+            base = greedy(speaking, prompts, max_new_tokens=longest, end_ids=ends)
+        check_stop()
+        tuned = greedy(speaking, prompts, max_new_tokens=longest, end_ids=ends)
+    except torch.OutOfMemoryError:
+        return None, "Greedy answers were not generated: memory ran out."
     answers = Answers(
         rows=rows,
         base=[prepared.decode(answer) for answer in base],
         tuned=[prepared.decode(answer) for answer in tuned],
+        base_is_cut=[len(answer) == longest for answer in base],
+        tuned_is_cut=[len(answer) == longest for answer in tuned],
         base_is_exact=[answer == wanted for answer, wanted in zip(base, expected, strict=True)],
         tuned_is_exact=[answer == wanted for answer, wanted in zip(tuned, expected, strict=True)],
     )
@@ -137,6 +146,8 @@ def _samples(examples: ExampleSet, answers: Answers) -> list[Sample]:
             expected=examples.answer_text(int(answers.rows[place])),
             base=answers.base[place],
             tuned=answers.tuned[place],
+            base_is_cut=answers.base_is_cut[place],
+            tuned_is_cut=answers.tuned_is_cut[place],
         )
         for place in places
     ]

@@ -6,12 +6,14 @@ killed at any line; started again it goes on from the newest whole checkpoint, o
 
 from __future__ import annotations
 
+import gc
 import math
 import os
 import resource
 import signal
 import sys
 import time
+from dataclasses import dataclass
 from pathlib import Path
 from types import FrameType
 
@@ -20,10 +22,13 @@ import torch
 from torch import nn
 
 from tunesmith.data.batch import Batch, num_steps, rows_of_step, step_batches
+from tunesmith.data.pack import pack
 from tunesmith.data.prepare import ExampleSet, Prepared, prepare
 from tunesmith.errors import InputRefused, JobFailed
 from tunesmith.models.adapter_file import load_adapter
 from tunesmith.models.base import load_base
+from tunesmith.models.decoder import decoder_of
+from tunesmith.models.layers import is_compile_failure
 from tunesmith.models.lora import adapter_parameters, disabled, inject
 from tunesmith.spec.jobs import JobFile
 from tunesmith.spec.metrics import (
@@ -33,6 +38,7 @@ from tunesmith.spec.metrics import (
     EpochMetrics,
     FinishedEvent,
     NoticeEvent,
+    PathEvent,
     PhaseEvent,
     SamplesEvent,
     SplitMetrics,
@@ -53,8 +59,12 @@ from tunesmith.train.checkpoint import (
 from tunesmith.train.evaluation import RowScores, score_rows, training_sample
 from tunesmith.train.events import EVENTS_NAME, EventLog, now
 from tunesmith.train.evidence import collect_verdict
+from tunesmith.train.faults import is_out_of_memory, out_of_memory
+from tunesmith.train.ladder import next_rung
 from tunesmith.train.optimizer import FlatAdamW
 from tunesmith.train.parent import load_parent
+from tunesmith.train.path import Path as ComputePath
+from tunesmith.train.path import set_up_path
 from tunesmith.train.step import StepOutcome, train_step
 from tunesmith.versions import numeric_versions
 
@@ -73,6 +83,16 @@ class Stopped(Exception):
         self.number = number
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class StepWork:
+    """What a step computes on. rows: example indices."""
+
+    step: int
+    epoch: int
+    rows: np.ndarray
+    batches: list[Batch]
+
+
 class Run:
     """One attempt at a job. `state` is what a checkpoint keeps; all else is rebuilt at the start."""
 
@@ -85,7 +105,9 @@ class Run:
         self.prepared: Prepared
         self.model: nn.Module
         self.optimizer: FlatAdamW
+        self.path: ComputePath
         self.sample_rows: np.ndarray
+        self._upcoming: StepWork | None = None
         self._last_progress = 0.0
 
     # ---- telling
@@ -147,6 +169,7 @@ class Run:
         elif self.job.initial_adapter is not None:
             load_parent(self.job.initial_adapter, self.model, settings=self.settings, base=self.job.base)
             self.notice("CONTINUED", f"Training goes on from the adapter of {self.job.initial_adapter.model_version}.")
+        self._set_up_path()
         self.sample_rows = training_sample(
             len(self.prepared.training), len(self.prepared.validation or ()), seed=self.settings.seed
         )
@@ -165,14 +188,53 @@ class Run:
         signal.signal(signal.SIGINT, remember)
 
     def _load(self) -> None:
-        self.model = load_base(
-            self.job.base,
-            dtype=DTYPES[self.settings.precision],
-            device=self.device,
-            cache_folder=Path(self.job.cache_folder),
+        try:
+            self.model = load_base(
+                self.job.base,
+                dtype=DTYPES[self.settings.precision],
+                device=self.device,
+                cache_folder=Path(self.job.cache_folder),
+                trains_only=True,
+            )
+            inject(self.model, settings=self.settings)
+            self.optimizer = FlatAdamW(adapter_parameters(self.model), weight_decay=self.settings.weight_decay)
+        except (RuntimeError, MemoryError) as error:
+            if not is_out_of_memory(error):
+                raise
+            raise out_of_memory(error, what=f"{self.job.base.name} does not fit into memory") from error
+
+    def _set_up_path(self) -> None:
+        """As planned, or as the ladder left it before a resume."""
+        kept = self.state.checkpointed_layers
+        settings = self.settings if kept is None else self.settings.model_copy(update={"checkpointed_layers": kept})
+        self.path = set_up_path(self.model, facts=self.job.base, settings=settings, device=self.device)
+        reasons = self.job.plan_reasons
+        if self.path.reason == "as planned":
+            self.path.reason = reasons.get("path", "as asked")
+        if self.path.triton_fault is not None:
+            self.notice(
+                "TRITON_BROKEN",
+                "Triton is installed and fails on this machine: the run takes the generic path, and nothing is "
+                f"compiled. {self.path.triton_fault}",
+                "Is a C compiler installed (gcc, or CC set)? Does torch's CUDA fit the driver?",
+            )
+        self._tell_path()
+
+    def _tell_path(self) -> None:
+        self.log.append(
+            PathEvent(
+                time=now(),
+                path=self.path.name,
+                reason=self.path.reason,
+                is_compiled=self.path.is_compiled,
+                micro_batch_size=self.micro_batch_size,
+                checkpointed_layers=self.path.checkpointed_layers,
+            )
         )
-        inject(self.model, settings=self.settings)
-        self.optimizer = FlatAdamW(adapter_parameters(self.model), weight_decay=self.settings.weight_decay)
+
+    @property
+    def micro_batch_size(self) -> int:
+        return self.state.micro_batch_size or int(self.settings.micro_batch_size)
 
     def _resume(self, found: tuple[RunState, dict[str, torch.Tensor], list[Path]]) -> None:
         state, tensors, damaged = found
@@ -240,8 +302,7 @@ class Run:
             return True
         return False
 
-    def _step(self) -> None:
-        step = self.state.steps_done + 1
+    def _work_of(self, step: int) -> StepWork:
         epoch, rows = rows_of_step(
             len(self.prepared.training),
             seed=self.settings.seed,
@@ -252,24 +313,104 @@ class Run:
             self.prepared.training,
             rows,
             sequence_length=self.prepared.summary.sequence_length,
-            micro_batch_size=int(self.settings.micro_batch_size),
+            micro_batch_size=self.micro_batch_size,
         )
+        return StepWork(step=step, epoch=epoch, rows=rows, batches=batches)
+
+    def _look_ahead(self, step: int) -> None:
+        """Make the next step's batches, and move them, while the device computes this one."""
+        if step > self.steps:
+            return
+        self._upcoming = self._work_of(step)
+        if (decoder := decoder_of(self.model)) is not None:
+            for batch in self._upcoming.batches:
+                decoder.prepare(batch)
+
+    def _forget_upcoming(self) -> None:
+        self._upcoming = None
+        if (decoder := decoder_of(self.model)) is not None:
+            decoder.forget()
+
+    def _step(self) -> None:
+        step = self.state.steps_done + 1
+        work, self._upcoming = self._upcoming, None
+        if work is None or work.step != step:
+            work = self._work_of(step)
         rate = learning_rate_at(self.settings, step=step, steps=self.steps)
-        outcome = train_step(
-            self.model,
-            self.optimizer,
-            batches,
-            seed=self.settings.seed,
-            step=step,
-            learning_rate=rate,
-            max_gradient_norm=self.settings.max_gradient_norm,
-            device=self.device,
-        )
+        while True:
+            try:
+                outcome = train_step(
+                    self.model,
+                    self.optimizer,
+                    work.batches,
+                    seed=self.settings.seed,
+                    step=step,
+                    learning_rate=rate,
+                    max_gradient_norm=self.settings.max_gradient_norm,
+                    device=self.device,
+                    meanwhile=lambda: self._look_ahead(step + 1),
+                )
+                break
+            except Exception as error:  # noqa: BLE001  # raised again unless it has a remedy
+                self._remedy(error, step=step, rows=work.rows, num_batches=len(work.batches))
+            # outside of the handler: the exception's frames hold the step's tensors
+            self._forget_upcoming()
+            self._give_memory_back()
+            work = self._work_of(step)
+        epoch, rows, batches = work.epoch, work.rows, work.batches
         if outcome.is_finite:
             self._advance(outcome, skipped=False)
             self._tell_step(outcome, step=step, epoch=epoch, rate=rate)
         else:
             self._skip(outcome, step=step, rows=rows, batches=batches)
+
+    def _remedy(self, error: Exception, *, step: int, rows: np.ndarray, num_batches: int) -> None:
+        """Change what made a step fail, so that it can be repeated as it was; raises where nothing is left to change.
+
+        A step changes the adapter at its very end, so a failed one has changed nothing.
+        """
+        if self.path.is_compiled and is_compile_failure(error):
+            self.path.uncompile()
+            self.notice(
+                "COMPILE_FAILED",
+                f"The layers could not be compiled and run as they are from here on, more slowly: "
+                f"{' '.join(str(error).split())[:300]}",
+                "--compile-layers off does so from the start. The results are the same.",
+            )
+            self._tell_path()
+            return
+        if not is_out_of_memory(error):
+            raise error
+        lengths = self.prepared.training.lengths[rows]
+        packed = len(pack(lengths, sequence_length=self.prepared.summary.sequence_length))
+        rung = next_rung(
+            micro_batch_size=self.micro_batch_size,
+            checkpointed_layers=self.path.checkpointed_layers,
+            rows_in_forward=-(-packed // num_batches),
+            num_layers=self.path.num_layers,
+        )
+        if rung is None:
+            raise out_of_memory(
+                error,
+                what=f"Memory ran out in step {step}, with one packed row of {self.prepared.summary.sequence_length:,} "
+                "tokens a forward pass and every layer computed twice",
+            ) from error
+        told = f"Memory ran out in step {step}: from here on {rung.told}."
+        self.state = self.state.model_copy(
+            update={
+                "micro_batch_size": rung.micro_batch_size,
+                "checkpointed_layers": rung.checkpointed_layers,
+                "rungs": [*self.state.rungs, told],
+            }
+        )
+        self.path.checkpoint(rung.checkpointed_layers)
+        self.notice("MEMORY_RAN_OUT", told, "The step is repeated as it was; nothing that is learned changes.")
+        self._tell_path()
+
+    def _give_memory_back(self) -> None:
+        gc.collect()
+        if self.device.type == "cuda":
+            torch.cuda.empty_cache()
 
     def _advance(self, outcome: StepOutcome, *, skipped: bool) -> None:
         state = self.state
@@ -377,14 +518,33 @@ class Run:
         return scores.metrics()
 
     def score(self, examples: ExampleSet, rows: np.ndarray, detail: str) -> RowScores:
-        return score_rows(
-            self.model,
-            examples,
-            rows,
-            device=self.device,
-            max_tokens=EVALUATION_TOKENS[self.device.type],
-            between_batches=lambda done, total: self.progress("evaluating", detail, done, total),
-        )
+        """Scores of rows; where memory runs out the pass is halved, down to one row."""
+        longest = int(examples.lengths[rows].max())
+        while True:
+            tokens = self.state.evaluation_tokens or EVALUATION_TOKENS[self.device.type]
+            try:
+                return score_rows(
+                    self.model,
+                    examples,
+                    rows,
+                    device=self.device,
+                    max_tokens=tokens,
+                    between_batches=lambda done, total: self.progress("evaluating", detail, done, total),
+                )
+            except Exception as error:  # raised again unless it has a remedy
+                if self.path.is_compiled and is_compile_failure(error):
+                    self._remedy(error, step=self.state.steps_done, rows=rows, num_batches=1)
+                elif not is_out_of_memory(error):
+                    raise
+                elif tokens <= longest:
+                    raise out_of_memory(error, what="Memory ran out while one row was scored") from error
+                else:
+                    told = f"Memory ran out in an evaluation: from here on a pass takes {tokens // 2:,} tokens at most."
+                    self.state = self.state.model_copy(
+                        update={"evaluation_tokens": tokens // 2, "rungs": [*self.state.rungs, told]}
+                    )
+                    self.notice("MEMORY_RAN_OUT", told, "The evaluation is repeated; its results are the same.")
+            self._give_memory_back()
 
     def _notice_overfitting(self) -> None:
         """Validation loss up while training loss went down, between the last two epochs of training."""
@@ -410,6 +570,15 @@ class Run:
         self.log.append(CheckpointEvent(time=now(), folder=path.name, after_steps=self.state.steps_done))
         self.log.sync()
 
+    def _path_details(self) -> list[str]:
+        """What the model card tells beside path and reason."""
+        twice, layers = self.path.checkpointed_layers, self.path.num_layers
+        return [
+            *(["layers compiled"] if self.path.is_compiled else []),
+            *([f"{twice} of {layers} layers computed twice, to save memory"] if twice else []),
+            *self.state.rungs,
+        ]
+
     def _finish(self) -> None:
         """Load the best epoch's adapter, judge it, write the artifact, read the adapter back."""
         best = self.state.best_epoch
@@ -432,6 +601,9 @@ class Run:
             samples=samples,
             tokens_per_second=rate,
             peak_memory_bytes=self.state.peak_memory_bytes,
+            path=self.path.name,
+            path_reason=self.path.reason,
+            path_details=self._path_details(),
         )
         self.phase("publishing", "writing the artifact")
         artifact = self.folder / "artifact"

@@ -100,6 +100,8 @@ def model_card(job: JobFile, *, prepared: Preparation, evidence: Evidence) -> st
         f"{settings.precision}",
         f"- {evidence.tokens_per_second:,.0f} tokens a second on {job.device}, "
         f"peak memory {evidence.peak_memory_bytes / 2**30:.2f} GiB",
+        f"- computed by the {evidence.path} path: {_plain(evidence.path_reason)}",
+        *(f"- {_plain(detail)}" for detail in evidence.path_details),
         f"- base: {_plain(job.base.architecture)}, {job.base.parameters:,} parameters, digest {job.base.digest[:16]}",
         "",
     ]
@@ -108,7 +110,7 @@ def model_card(job: JobFile, *, prepared: Preparation, evidence: Evidence) -> st
         for sample in evidence.samples:
             lines += [
                 "Prompt:", "", _quoted(sample.prompt), "", "Expected:", "", _quoted(sample.expected), "",
-                "Base:", "", _quoted(sample.base), "", "Tuned:", "", _quoted(sample.tuned), "",
+                "Base:", "", _quoted(sample.base_shown), "", "Tuned:", "", _quoted(sample.tuned_shown), "",
             ]  # fmt: skip
     return "\n".join(lines)
 

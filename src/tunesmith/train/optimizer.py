@@ -43,21 +43,33 @@ class FlatAdamW:
     def zero_gradient(self) -> None:
         self.gradient_P.zero_()
 
-    def gradient_norm(self) -> float:
-        """L2 norm of the whole gradient; waits for the device."""
-        return float(torch.linalg.vector_norm(self.gradient_P))
+    def gradient_norm(self) -> Tensor:
+        """L2 norm of the whole gradient, a scalar on the device."""
+        return torch.linalg.vector_norm(self.gradient_P)
 
     @torch.no_grad()
     def update(self, *, learning_rate: float, norm: float, max_norm: float) -> None:
-        """One AdamW update, the gradient scaled down to `max_norm` if its `norm` is above."""
+        """One AdamW update, the gradient scaled down to `max_norm` if its `norm` is above.
+
+        Memory is asked for before anything is changed: where there is none, the step may be repeated as it was.
+        """
+        denominator = torch.empty_like(self.square_P)
         if norm > max_norm:
             self.gradient_P.mul_(max_norm / (norm + 1e-6))
         self.updates += 1
         beta_1, beta_2 = BETAS
+        if self.gradient_P.is_cuda:  # torch's own kernel: one pass in place of nine
+            torch._fused_adamw_(
+                [self.values_P.data], [self.gradient_P], [self.mean_P], [self.square_P], [],
+                [torch.tensor(float(self.updates), device=self.gradient_P.device)],
+                lr=learning_rate, beta1=beta_1, beta2=beta_2, weight_decay=self._weight_decay, eps=EPSILON,
+                amsgrad=False, maximize=False,
+            )  # fmt: skip
+            return
         self.values_P.mul_(1 - learning_rate * self._weight_decay)
         self.mean_P.lerp_(self.gradient_P, 1 - beta_1)
         self.square_P.mul_(beta_2).addcmul_(self.gradient_P, self.gradient_P, value=1 - beta_2)
-        denominator = (self.square_P.sqrt() / math.sqrt(1 - beta_2**self.updates)).add_(EPSILON)
+        torch.sqrt(self.square_P, out=denominator).div_(math.sqrt(1 - beta_2**self.updates)).add_(EPSILON)
         self.values_P.addcdiv_(self.mean_P, denominator, value=-learning_rate / (1 - beta_1**self.updates))
 
     def state(self) -> dict[str, Tensor]:

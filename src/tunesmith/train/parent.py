@@ -11,7 +11,8 @@ from torch import nn
 
 from tunesmith.errors import InputRefused
 from tunesmith.files import sha256_of
-from tunesmith.models.adapter_file import WEIGHTS_NAME, adapter_settings, load_adapter
+from tunesmith.models.adapter_file import load_adapter
+from tunesmith.models.adapter_form import WEIGHTS_NAME, adapter_settings
 from tunesmith.models.lora import lora_modules
 from tunesmith.spec.jobs import InitialAdapter
 from tunesmith.spec.models import ModelFacts

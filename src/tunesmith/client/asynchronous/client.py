@@ -6,15 +6,18 @@ import os
 from types import TracebackType
 from typing import Any
 
-from tunesmith.client import local
+from tunesmith.client import local, notebook
 from tunesmith.client.asynchronous.jobs import AsyncJobs
 from tunesmith.client.asynchronous.nouns import (
     AsyncAudit,
     AsyncDatasets,
+    AsyncDownloads,
+    AsyncHub,
     AsyncLocations,
     AsyncLogs,
     AsyncModels,
     AsyncNetworks,
+    AsyncQuotas,
     AsyncTokens,
     AsyncVersions,
     AsyncVersionSets,
@@ -22,7 +25,8 @@ from tunesmith.client.asynchronous.nouns import (
 )
 from tunesmith.client.asynchronous.wire import AsyncWire
 from tunesmith.client.connection import find_endpoint
-from tunesmith.spec.api import SystemView
+from tunesmith.client.notebook import PlanDocument
+from tunesmith.spec.api import Permission, PermissionList, ShapePage, ShapeView, SystemView
 
 
 class AsyncClient:
@@ -44,8 +48,11 @@ class AsyncClient:
         return client
 
     def _open(self, wire: AsyncWire) -> None:
+        notebook.register()
         self.wire = wire
         self.models = AsyncModels(wire)
+        self.hub = AsyncHub(wire)
+        self.downloads = AsyncDownloads(wire)
         self.datasets = AsyncDatasets(wire)
         self.jobs = AsyncJobs(wire)
         self.versions = AsyncVersions(wire)
@@ -54,15 +61,24 @@ class AsyncClient:
         self.logs = AsyncLogs(wire)
         self.networks = AsyncNetworks(wire)
         self.tokens = AsyncTokens(wire)
+        self.quotas = AsyncQuotas(wire)
         self.audit = AsyncAudit(wire)
 
-    async def plan(self, model: str, dataset: PathLike, **settings: Any) -> dict[str, Any]:
+    async def plan(self, model: str, dataset: PathLike, **settings: Any) -> PlanDocument:
         """What a job of the same model, dataset and settings would do and cost; nothing is started."""
         return await self.jobs.plan(model, dataset, **settings)
 
     async def system(self) -> SystemView:
         """The server's release, disk, devices and queue."""
         return await self.wire.fetch(SystemView, "GET", "/api/system")
+
+    async def shapes(self) -> list[ShapeView]:
+        """The machines that jobs may run on, with what is free on them."""
+        return (await self.wire.fetch(ShapePage, "GET", "/api/shapes")).shapes
+
+    async def permissions(self) -> list[Permission]:
+        """Who may do what: every permission, the roles that have it, and what it opens."""
+        return (await self.wire.fetch(PermissionList, "GET", "/api/permissions")).permissions
 
     async def aclose(self) -> None:
         await self.wire.aclose()

@@ -17,11 +17,14 @@ from tunesmith.client.asynchronous.nouns import AsyncDatasets, PathLike, part
 from tunesmith.client.asynchronous.wire import AsyncWire
 from tunesmith.client.display import DisplayKind, display_for, table_html
 from tunesmith.client.events import NumberedEvent, Watched
+from tunesmith.client.notebook import PlanDocument
 from tunesmith.client.streams import Progress
 from tunesmith.errors import JobFailed, MachineCannot
-from tunesmith.spec.api import JobView, LogLines
+from tunesmith.spec.api import AcceptedJob, JobDeletion, JobDetail, JobView, LogLines
 from tunesmith.spec.artifacts import LedgerRow
+from tunesmith.spec.datasets import Notice
 from tunesmith.spec.jobs import FINAL_STATES, JobResult, JobState
+from tunesmith.spec.metrics import Curves
 
 # a dataset's id, a URI, or a path in a declared location; all else is a file here
 KNOWN_TO_SERVER = re.compile(r"ds-[0-9a-f]{16}|[a-z0-9][a-z0-9._-]{0,62}:.+", re.DOTALL)
@@ -30,11 +33,12 @@ Submission = Mapping[str, Any]
 
 
 class AsyncJob:
-    """One job. `view` is what the server told last."""
+    """One job. `view` is what the server told last; `notices`: what it said of a job when it accepted it."""
 
     def __init__(self, jobs: AsyncJobs, view: JobView) -> None:
         self._jobs = jobs
         self.view = view
+        self.notices: list[Notice] = view.notices if isinstance(view, AcceptedJob) else []
 
     @property
     def job_id(self) -> str:
@@ -109,6 +113,10 @@ class AsyncJob:
         """A new job of the same model, data and settings, but for the changes."""
         return await self._jobs.clone(self.job_id, **changes)
 
+    async def delete(self) -> None:
+        """It has to have ended. Its model version stays."""
+        await self._jobs.delete(self.job_id)
+
     def _now(self, view: JobView) -> AsyncJob:
         self.view = view
         return self
@@ -139,18 +147,22 @@ class AsyncJobs:
         """
         self._refuse_without_server()
         body = await self._body({**settings, "model": model, "dataset": dataset}, progress)
-        return AsyncJob(self, await self._wire.fetch(JobView, "POST", "/api/jobs", body=body, creates=True))
+        return AsyncJob(self, await self._wire.fetch(AcceptedJob, "POST", "/api/jobs", body=body, creates=True))
 
-    async def plan(self, model: str, dataset: PathLike, **settings: Any) -> dict[str, Any]:
+    async def plan(self, model: str, dataset: PathLike, **settings: Any) -> PlanDocument:
         """What the same submission would do and cost; nothing is started."""
         body = await self._body({**settings, "model": model, "dataset": dataset}, None)
-        return await self._wire.document("POST", "/api/plan", body=body)
+        return PlanDocument(await self._wire.document("POST", "/api/plan", body=body))
 
     async def get(self, job_id: str) -> AsyncJob:
         return AsyncJob(self, await self.view(job_id))
 
     async def view(self, job_id: str) -> JobView:
         return await self._wire.fetch(JobView, "GET", f"/api/jobs/{part(job_id)}")
+
+    async def detail(self, job_id: str) -> JobDetail:
+        """The job with its settings and why they are so, notices, epochs, verdict and samples so far."""
+        return await self._wire.fetch(JobDetail, "GET", f"/api/jobs/{part(job_id)}/detail")
 
     async def list(
         self, *, state: str | None = None, search: str | None = None, limit: int | None = None
@@ -178,13 +190,26 @@ class AsyncJobs:
     async def clone(self, job_id: str, **changes: Any) -> AsyncJob:
         self._refuse_without_server()
         body = await self._body(changes, None)
-        view = await self._wire.fetch(JobView, "POST", f"/api/jobs/{part(job_id)}/clone", body=body, creates=True)
-        return AsyncJob(self, view)
+        path = f"/api/jobs/{part(job_id)}/clone"
+        return AsyncJob(self, await self._wire.fetch(AcceptedJob, "POST", path, body=body, creates=True))
 
     async def act(self, job_id: str, verb: str) -> JobView:
         if verb == "resume":
             self._refuse_without_server()
         return await self._wire.fetch(JobView, "POST", f"/api/jobs/{part(job_id)}/{verb}")
+
+    async def deletion(self, job_id: str) -> JobDeletion:
+        """What `delete` would remove and keep. Raises Conflict before the job has ended."""
+        return await self._wire.fetch(JobDeletion, "GET", f"/api/jobs/{part(job_id)}/deletion")
+
+    async def delete(self, job_id: str) -> None:
+        """Entry, events and folder of a job that has ended; its model version and published files stay."""
+        await self._wire.send("DELETE", f"/api/jobs/{part(job_id)}")
+
+    async def curves(self, job_id: str, *, points: int = 400, first: int = 1, last: int | None = None) -> Curves:
+        """Its series by step, thinned to `points` without losing an extreme, and the scores of each epoch."""
+        query = {"points": points, "first": first, "last": last}
+        return await self._wire.fetch(Curves, "GET", f"/api/jobs/{part(job_id)}/curves", query=query)
 
     async def log(self, job_id: str, *, lines: int = 200, search: str | None = None) -> list[str]:
         """The end of the job's log."""
@@ -226,11 +251,11 @@ def _is_ours(dataset: PathLike) -> bool:
     """Whether it is a file of this machine. A file that exists comes before a location of the same name."""
     if isinstance(dataset, os.PathLike):
         return True
-    return Path(dataset).is_file() or not (KNOWN_TO_SERVER.fullmatch(dataset))
+    return os.path.isfile(dataset) or not (KNOWN_TO_SERVER.fullmatch(dataset))
 
 
 def _is_folder(value: PathLike) -> bool:
-    return isinstance(value, os.PathLike) or (value != MODEL_NAME and Path(value).expanduser().is_dir())
+    return isinstance(value, os.PathLike) or (value != MODEL_NAME and os.path.isdir(os.path.expanduser(value)))
 
 
 def _plain(value: Any) -> Any:

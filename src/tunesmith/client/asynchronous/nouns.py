@@ -7,14 +7,27 @@ then. Names, ids and paths go into addresses quoted.
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
 from urllib.parse import quote
 
+import httpx2
+
 from tunesmith.client.asynchronous.wire import AsyncWire
-from tunesmith.client.streams import FileBody, Progress
-from tunesmith.spec.api import DatasetPreview
+from tunesmith.client.export import ExportFolder, is_zip
+from tunesmith.client.streams import FileBody, Progress, async_sleep
+from tunesmith.spec.answers import DEFAULT_TOKENS, Answer, AnswerList
+from tunesmith.spec.api import (
+    DatasetPreview,
+    DatasetRow,
+    DatasetRowPage,
+    DatasetUses,
+    NamedLogLine,
+    NamedLogLines,
+    Uses,
+)
+from tunesmith.spec.artifacts import MANIFEST_NAME, Manifest
 from tunesmith.spec.catalog import (
     AliasView,
     AuditView,
@@ -22,15 +35,19 @@ from tunesmith.spec.catalog import (
     BaseModelView,
     Comparison,
     DatasetView,
+    LineageGraph,
+    LocationChange,
     LocationView,
     LogChange,
     LogView,
+    NetworkChange,
     NetworkView,
     NewBaseModel,
     NewLocation,
     NewLog,
     NewNetwork,
     NewToken,
+    NewVersion,
     NounChange,
     TokenView,
     VersionDetail,
@@ -39,8 +56,14 @@ from tunesmith.spec.catalog import (
     VersionView,
 )
 from tunesmith.spec.datasets import DatasetReport
+from tunesmith.spec.explorer import ExplorerQuery, ModelCard, ModelDetail, ScannedLocation, TemplatePreview
+from tunesmith.spec.faults import checked
+from tunesmith.spec.hub import ENDED, DownloadView, HubModel, HubModelDetail, HubModels, HubQuery, NewDownload
+from tunesmith.spec.quotas import EVERYBODY, QuotaChange, QuotaView
 
+LOOK_SECONDS = 0.5
 PathLike = str | os.PathLike[str]
+ANSWERS_TIMEOUT = httpx2.Timeout(None, connect=5.0)  # a large model loads for minutes, then each prompt takes its time
 
 
 def part(text: str) -> str:
@@ -54,7 +77,20 @@ class _Noun:
 
 
 class AsyncModels(_Noun):
-    """Base models of the catalog."""
+    """Base models: those of the catalog, and in the explorer well-known ones too."""
+
+    async def explore(self, search: str | None = None, *, limit: int | None = None, **filters: Any) -> list[ModelCard]:
+        """Cards of what is here and what is known. filters: as `ExplorerQuery` has them (label, family, sort, ...)."""
+        query = checked(ExplorerQuery, {"search": search, **filters}).model_dump(mode="json", exclude_unset=True)
+        return await self._wire.pages(ModelCard, "/api/explorer", "cards", query=query, limit=limit)
+
+    async def detail(self, name: str) -> ModelDetail:
+        """All about one model that is here or known: facts and sources, memory needed here, fine-tuned versions."""
+        return await self._wire.fetch(ModelDetail, "GET", f"/api/explorer/model/{quote(name)}")
+
+    async def template(self, name: str) -> TemplatePreview:
+        """A short conversation as the model reads it."""
+        return await self._wire.fetch(TemplatePreview, "GET", f"/api/explorer/template/{quote(name)}")
 
     async def list(
         self, *, search: str | None = None, tag: str | None = None, limit: int | None = None
@@ -66,10 +102,17 @@ class AsyncModels(_Noun):
         return await self._wire.fetch(BaseModelView, "GET", f"/api/models/{quote(name)}")
 
     async def register(
-        self, name: str, path: PathLike, *, description: str = "", tags: Mapping[str, str] | None = None
+        self,
+        name: str,
+        path: PathLike,
+        *,
+        description: str = "",
+        tags: Mapping[str, str] | None = None,
+        licence_note: str = "",
     ) -> BaseModelView:
-        """A folder on the server's machine, under a name."""
-        new = NewBaseModel(name=name, path=os.fspath(path), description=description, tags=dict(tags or {}))
+        """A folder on the server's machine, `LOCATION:path` or `s3://bucket/prefix`, under a name."""
+        fields = {"name": name, "path": os.fspath(path), "description": description, "tags": dict(tags or {})}
+        new = checked(NewBaseModel, {**fields, "licence_note": licence_note})
         return await self._wire.fetch(BaseModelView, "POST", "/api/models", body=new.as_json(), creates=True)
 
     async def edit(self, name: str, change: BaseModelChange) -> BaseModelView:
@@ -78,6 +121,58 @@ class AsyncModels(_Noun):
     async def delete(self, name: str) -> None:
         """Forget it; its folder stays as it is."""
         await self._wire.send("DELETE", f"/api/models/{quote(name)}")
+
+
+class AsyncHub(_Noun):
+    """The Hugging Face Hub, as the server reaches it."""
+
+    async def search(self, search: str | None = None, **filters: Any) -> list[HubModel]:
+        """filters: as `HubQuery` has them (author, task, licence, minimum_parameters, limit, ...)."""
+        query = checked(HubQuery, {"search": search, **filters}).model_dump(mode="json", exclude_unset=True)
+        return (await self._wire.fetch(HubModels, "GET", "/api/hub/models", query=query)).models
+
+    async def look(self, hub_id: str, **wishes: Any) -> HubModelDetail:
+        """What a download of the same wishes would bring; nothing is downloaded."""
+        new = checked(NewDownload, {"hub_id": hub_id, **wishes})
+        return await self._wire.fetch(
+            HubModelDetail, "POST", "/api/hub/look", body=new.model_dump(mode="json", exclude_unset=True)
+        )
+
+
+class AsyncDownloads(_Noun):
+    """Base models on their way from the hub."""
+
+    async def start(self, hub_id: str, **wishes: Any) -> DownloadView:
+        """wishes: as `NewDownload` has them (revision, name, location, include, exclude, description, tags)."""
+        body = checked(NewDownload, {"hub_id": hub_id, **wishes}).model_dump(mode="json", exclude_unset=True)
+        return await self._wire.fetch(DownloadView, "POST", "/api/downloads", body=body, creates=True)
+
+    async def list(self, *, state: str | None = None, limit: int | None = None) -> list[DownloadView]:
+        query = {"state": state}
+        return await self._wire.pages(DownloadView, "/api/downloads", "downloads", query=query, limit=limit)
+
+    async def get(self, download_id: str) -> DownloadView:
+        return await self._wire.fetch(DownloadView, "GET", f"/api/downloads/{part(download_id)}")
+
+    async def wait(
+        self, download_id: str, *, progress: Progress | None = None, waits: Callable[[str], None] | None = None
+    ) -> DownloadView:
+        """Until it ended, whatever the end. waits: told why it stands still, once for each reason."""
+        reason: str | None = None
+        while (view := await self.get(download_id)).state not in ENDED:
+            if progress is not None:
+                progress(view.bytes_done, view.bytes_total)
+            if view.waiting_reason not in (None, reason) and waits is not None:
+                waits(view.waiting_reason)
+            reason = view.waiting_reason
+            await async_sleep(LOOK_SECONDS)
+        return view
+
+    async def cancel(self, download_id: str) -> DownloadView:
+        return await self._wire.fetch(DownloadView, "POST", f"/api/downloads/{part(download_id)}/cancel")
+
+    async def resume(self, download_id: str) -> DownloadView:
+        return await self._wire.fetch(DownloadView, "POST", f"/api/downloads/{part(download_id)}/resume")
 
 
 class AsyncDatasets(_Noun):
@@ -120,11 +215,33 @@ class AsyncDatasets(_Noun):
         return await self._wire.fetch(DatasetReport, "GET", f"/api/datasets/{part(dataset_id)}/report")
 
     async def preview(
-        self, dataset_id: str, model: str, *, render: Literal["auto", "chat", "plain"] = "auto"
+        self,
+        dataset_id: str,
+        model: str,
+        *,
+        render: Literal["auto", "chat", "plain"] = "auto",
+        lines: Sequence[int] = (),
+        spans: bool = False,
     ) -> DatasetPreview:
-        """Some rows as this model would learn them, in pieces of text learned or not."""
-        query = {"model": model, "render": render}
+        """Some rows as this model would learn them, in pieces of text learned or not.
+
+        lines: rows by the lines at which they start; without any the longest, the shortest and two others.
+        spans: token by token, too.
+        """
+        query: dict[str, Any] = {"model": model, "render": render}
+        query |= {"lines": ",".join(str(line) for line in lines)} if lines else {}
+        query |= {"spans": "true"} if spans else {}
         return await self._wire.fetch(DatasetPreview, "GET", f"/api/datasets/{part(dataset_id)}/preview", query=query)
+
+    async def rows(self, dataset_id: str, *, after: int = 0, limit: int = 20) -> list[DatasetRow]:
+        """Rows behind line `after`, with what the check found in each."""
+        path = f"/api/datasets/{part(dataset_id)}/rows"
+        page = await self._wire.fetch(DatasetRowPage, "GET", path, query={"after": after, "limit": limit})
+        return page.rows
+
+    async def uses(self, dataset_id: str) -> DatasetUses:
+        """What was trained on it, and its other versions."""
+        return await self._wire.fetch(DatasetUses, "GET", f"/api/datasets/{part(dataset_id)}/uses")
 
     async def delete(self, dataset_id: str) -> None:
         await self._wire.send("DELETE", f"/api/datasets/{part(dataset_id)}")
@@ -145,6 +262,29 @@ class AsyncVersions(_Noun):
         query = {"search": search, "set": version_set, "state": state, "tag": tag}
         return await self._wire.pages(VersionView, "/api/versions", "versions", query=query, limit=limit)
 
+    async def register(
+        self,
+        path: PathLike,
+        version_set: str,
+        *,
+        base: str | None = None,
+        render: Literal["auto", "chat", "plain"] = "auto",
+        name: str = "",
+        description: str = "",
+        tags: Mapping[str, str] | None = None,
+        metrics: VersionMetrics | None = None,
+        results: str | None = None,
+    ) -> VersionDetail:
+        """An adapter in PEFT's format that was trained elsewhere: a folder on the server's machine, `LOCATION:path` or
+        `s3://bucket/prefix`.
+        """
+        fields: dict[str, Any] = {
+            "path": os.fspath(path), "version_set": version_set, "base": base, "render": render, "name": name,
+            "description": description, "tags": dict(tags or {}), "metrics": metrics, "results": results,
+        }  # fmt: skip
+        new = checked(NewVersion, fields)
+        return await self._wire.fetch(VersionDetail, "POST", "/api/versions", body=new.as_json(), creates=True)
+
     async def get(self, version: str) -> VersionDetail:
         return await self._wire.fetch(VersionDetail, "GET", _version(version))
 
@@ -161,9 +301,37 @@ class AsyncVersions(_Noun):
     async def compare(self, left: str, right: str) -> Comparison:
         return await self._wire.fetch(Comparison, "GET", "/api/compare", query={"left": left, "right": right})
 
+    async def lineage(self, version: str) -> LineageGraph:
+        """Its base, its datasets, the versions it went on from, and those that went on from it."""
+        return await self._wire.fetch(LineageGraph, "GET", _version(version) + "/lineage")
+
+    async def answers(
+        self,
+        models: Sequence[str],
+        prompts: Sequence[str],
+        *,
+        temperature: float = 0.0,
+        max_tokens: int = DEFAULT_TOKENS,
+        seed: int | None = None,
+    ) -> list[Answer]:
+        """The same prompts to up to four versions or bases, prompt by prompt, the models in their order."""
+        body = {"models": list(models), "prompts": list(prompts), "temperature": temperature, "max_tokens": max_tokens}
+        body |= {} if seed is None else {"seed": seed}
+        found = await self._wire.fetch(AnswerList, "POST", "/api/answers", body=body, timeout=ANSWERS_TIMEOUT)
+        return found.answers
+
     async def export(self, version: str, target: PathLike, *, progress: Progress | None = None) -> Path:
-        """The whole artifact as one zip file at `target`, there when it is complete."""
-        return await self._wire.download(_version(version) + "/export", Path(target), progress=progress)
+        """The whole artifact: one zip file where `target` ends in .zip, else a folder; there when it is complete."""
+        path = Path(target)
+        if is_zip(path):
+            return await self._wire.download(_version(version) + "/export", path, progress=progress)
+        manifest = await self._wire.fetch(Manifest, "GET", f"{_version(version)}/files/{MANIFEST_NAME}")
+        files = f"{_version(manifest.model_version)}/files"  # an alias may move meanwhile
+        with ExportFolder(path, manifest, progress=progress) as folder:
+            for file in manifest.files:
+                await self._wire.download(f"{files}/{quote(file.path)}", folder.place(file), progress=folder.told)
+                folder.check(file)
+        return path
 
     async def download(self, version: str, path: str, target: PathLike) -> Path:
         """One file of the artifact."""
@@ -171,8 +339,10 @@ class AsyncVersions(_Noun):
 
 
 class AsyncVersionSets(_Noun):
-    async def list(self, *, limit: int | None = None) -> list[VersionSetView]:
-        return await self._wire.pages(VersionSetView, "/api/version-sets", "version_sets", limit=limit)
+    async def list(self, *, search: str | None = None, limit: int | None = None) -> list[VersionSetView]:
+        return await self._wire.pages(
+            VersionSetView, "/api/version-sets", "version_sets", query={"search": search}, limit=limit
+        )
 
     async def get(self, name: str) -> VersionSetView:
         return await self._wire.fetch(VersionSetView, "GET", f"/api/version-sets/{part(name)}")
@@ -195,14 +365,24 @@ class AsyncVersionSets(_Noun):
 class AsyncLocations(_Noun):
     """Declared places of datasets and results."""
 
-    async def list(self, *, limit: int | None = None) -> list[LocationView]:
-        return await self._wire.pages(LocationView, "/api/locations", "locations", limit=limit)
+    async def list(self, *, search: str | None = None, limit: int | None = None) -> list[LocationView]:
+        return await self._wire.pages(
+            LocationView, "/api/locations", "locations", query={"search": search}, limit=limit
+        )
 
     async def get(self, name: str) -> LocationView:
         return await self._wire.fetch(LocationView, "GET", f"/api/locations/{part(name)}")
 
+    async def uses(self, name: str) -> Uses:
+        """Datasets that were registered from it, and unfinished jobs that need it."""
+        return await self._wire.fetch(Uses, "GET", f"/api/locations/{part(name)}/uses")
+
     async def add(self, new: NewLocation) -> LocationView:
         return await self._wire.fetch(LocationView, "POST", "/api/locations", body=new.as_json(), creates=True)
+
+    async def edit(self, name: str, change: LocationChange) -> LocationView:
+        """How it is reached, or its description; its URI while nothing uses it."""
+        return await self._wire.fetch(LocationView, "PATCH", f"/api/locations/{part(name)}", body=_given(change))
 
     async def check(self, name: str) -> dict[str, Any]:
         """Whether it answers, can be written and keeps versions. Raises the refusal that a job would meet."""
@@ -213,6 +393,10 @@ class AsyncLocations(_Noun):
         query = {"path": path or None}
         return await self._wire.rows(f"/api/locations/{part(name)}/browse", "entries", query=query, limit=limit)
 
+    async def scan(self, name: str) -> ScannedLocation:
+        """Models that lie in it; nothing is registered."""
+        return await self._wire.fetch(ScannedLocation, "GET", f"/api/locations/{part(name)}/models")
+
     async def delete(self, name: str) -> None:
         await self._wire.send("DELETE", f"/api/locations/{part(name)}")
 
@@ -220,11 +404,24 @@ class AsyncLocations(_Noun):
 class AsyncLogs(_Noun):
     """Named logs: how long and how much of their jobs' logs is kept."""
 
-    async def list(self, *, limit: int | None = None) -> list[LogView]:
-        return await self._wire.pages(LogView, "/api/logs", "logs", limit=limit)
+    async def list(self, *, search: str | None = None, limit: int | None = None) -> list[LogView]:
+        return await self._wire.pages(LogView, "/api/logs", "logs", query={"search": search}, limit=limit)
 
     async def get(self, name: str) -> LogView:
         return await self._wire.fetch(LogView, "GET", f"/api/logs/{part(name)}")
+
+    async def uses(self, name: str) -> Uses:
+        """Unfinished jobs that write to it."""
+        return await self._wire.fetch(Uses, "GET", f"/api/logs/{part(name)}/uses")
+
+    async def lines(self, name: str, *, lines: int = 200, search: str | None = None) -> list[NamedLogLine]:
+        """The newest lines of all its jobs together, or those of them that hold a text."""
+        query = {"lines": lines, "search": search}
+        return (await self._wire.fetch(NamedLogLines, "GET", f"/api/logs/{part(name)}/lines", query=query)).lines
+
+    async def download(self, name: str, target: PathLike) -> Path:
+        """What it keeps of all its jobs, as one file."""
+        return await self._wire.download(f"/api/logs/{part(name)}/download", Path(target))
 
     async def add(self, new: NewLog) -> LogView:
         return await self._wire.fetch(LogView, "POST", "/api/logs", body=new.as_json(), creates=True)
@@ -237,11 +434,18 @@ class AsyncLogs(_Noun):
 
 
 class AsyncNetworks(_Noun):
-    async def list(self, *, limit: int | None = None) -> list[NetworkView]:
-        return await self._wire.pages(NetworkView, "/api/networks", "networks", limit=limit)
+    async def list(self, *, search: str | None = None, limit: int | None = None) -> list[NetworkView]:
+        return await self._wire.pages(NetworkView, "/api/networks", "networks", query={"search": search}, limit=limit)
 
     async def get(self, name: str) -> NetworkView:
         return await self._wire.fetch(NetworkView, "GET", f"/api/networks/{part(name)}")
+
+    async def uses(self, name: str) -> Uses:
+        """Unfinished jobs that name it."""
+        return await self._wire.fetch(Uses, "GET", f"/api/networks/{part(name)}/uses")
+
+    async def edit(self, name: str, change: NetworkChange) -> NetworkView:
+        return await self._wire.fetch(NetworkView, "PATCH", f"/api/networks/{part(name)}", body=_given(change))
 
     async def add(self, new: NewNetwork) -> NetworkView:
         return await self._wire.fetch(NetworkView, "POST", "/api/networks", body=new.as_json(), creates=True)
@@ -262,11 +466,37 @@ class AsyncTokens(_Noun):
         await self._wire.send("DELETE", f"/api/tokens/{part(token_id)}")
 
 
+class AsyncQuotas(_Noun):
+    """What principals may take up, and what they do; `*` stands for everybody without quotas of his own."""
+
+    async def list(self, *, limit: int | None = None) -> list[QuotaView]:
+        return await self._wire.pages(QuotaView, "/api/quotas", "quotas", limit=limit)
+
+    async def get(self, principal: str = EVERYBODY) -> QuotaView:
+        return await self._wire.fetch(QuotaView, "GET", f"/api/quotas/{quote(principal)}")
+
+    async def edit(self, principal: str, change: QuotaChange) -> QuotaView:
+        return await self._wire.fetch(QuotaView, "PATCH", f"/api/quotas/{quote(principal)}", body=_given(change))
+
+    async def reset(self, principal: str) -> None:
+        """Back to everybody's limits; everybody's go back to the defaults."""
+        await self._wire.send("DELETE", f"/api/quotas/{quote(principal)}")
+
+
 class AsyncAudit(_Noun):
     """Who did what; the newest first."""
 
-    async def list(self, *, limit: int | None = None) -> list[AuditView]:
-        return await self._wire.pages(AuditView, "/api/audit", "audit", limit=limit)
+    async def list(
+        self,
+        *,
+        actor: str | None = None,
+        action: str | None = None,
+        object: str | None = None,
+        limit: int | None = None,
+    ) -> list[AuditView]:
+        """action: a whole one, as in `version.delete`, or a noun for all of its."""
+        query = {"actor": actor, "action": action, "object": object}
+        return await self._wire.pages(AuditView, "/api/audit", "audit", query=query, limit=limit)
 
 
 def _version(version: str) -> str:
@@ -279,4 +509,9 @@ def _given(change: Any) -> dict[str, Any]:
 
 
 def _columns(columns: Mapping[str, str] | None) -> str | None:
-    return ",".join(f"{ours}={theirs}" for ours, theirs in columns.items()) if columns else None
+    if not columns:
+        return None
+    # in quotes a name keeps the spaces around it
+    return ",".join(
+        f"{ours}={theirs}" if theirs == theirs.strip() else f'{ours}="{theirs}"' for ours, theirs in columns.items()
+    )

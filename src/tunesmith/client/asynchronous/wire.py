@@ -22,7 +22,15 @@ from tunesmith import __version__
 from tunesmith.client.connection import Endpoint
 from tunesmith.client.errors import error_of, lost, unreadable
 from tunesmith.client.events import NumberedEvent, is_last, read_event
-from tunesmith.client.streams import RETRY_SECONDS, Download, FileBody, Progress, async_sleep, retry_delay
+from tunesmith.client.streams import (
+    RETRY_SECONDS,
+    Download,
+    EarlyAnswer,
+    FileBody,
+    Progress,
+    async_sleep,
+    retry_delay,
+)
 
 TIMEOUT = httpx2.Timeout(60.0, connect=5.0)
 PAGE = 200
@@ -38,15 +46,19 @@ class AsyncWire:
     """One connection pool to one server."""
 
     def __init__(self, endpoint: Endpoint, *, transport: httpx2.AsyncBaseTransport | None = None) -> None:
-        self.endpoint = endpoint
+        self.endpoint, self._transport = endpoint, transport
+        self._http = self._new_http()
+
+    def _new_http(self) -> httpx2.AsyncClient:
+        endpoint = self.endpoint
         headers = {"User-Agent": f"tunesmith-client/{__version__}", "Accept": "application/json"}
         if endpoint.token is not None:
             headers["Authorization"] = f"Bearer {endpoint.token}"
-        self._http = httpx2.AsyncClient(
+        return httpx2.AsyncClient(
             base_url=endpoint.url,
             headers=headers,
             timeout=TIMEOUT,
-            transport=transport,
+            transport=self._transport,
             trust_env=not endpoint.is_loopback,  # what stays on this machine goes through no proxy
         )
 
@@ -105,6 +117,7 @@ class AsyncWire:
         body: Any = None,
         file: FileBody | None = None,
         creates: bool = False,
+        timeout: httpx2.Timeout = TIMEOUT,
     ) -> httpx2.Response:
         """The whole answer to one request. creates: it makes an object, so it carries an Idempotency-Key."""
         headers = {"Idempotency-Key": uuid4().hex} if creates else {}
@@ -116,10 +129,13 @@ class AsyncWire:
         may_have_arrived = False
         for attempt in range(len(RETRY_SECONDS) + 1):
             is_last_try = attempt == len(RETRY_SECONDS)
-            content = file.async_chunks() if file is not None else None if body is None else json.dumps(body).encode()
-            request = self._http.build_request(method, path, params=_present(query), content=content, headers=headers)
+            content = None if body is None else json.dumps(body).encode()
+            request: dict[str, Any] = {"params": _present(query), "headers": headers, "timeout": timeout}
             try:
-                answer = await self._http.send(request)
+                if file is None:
+                    answer = await self._http.request(method, path, content=content, **request)
+                else:
+                    answer = await self._upload(method, path, file, **request)
             except httpx2.TransportError as error:
                 was_sent = not isinstance(error, NOT_SENT)
                 may_have_arrived |= was_sent
@@ -136,6 +152,18 @@ class AsyncWire:
                 raise error
             await async_sleep(retry_delay(attempt))  # refused for now, and not begun
         raise AssertionError("the last try answers or raises")
+
+    async def _upload(self, method: str, path: str, file: FileBody, **request: Any) -> httpx2.Response:
+        """Over a connection of its own, on which an answer is seen while the file is still on its way."""
+        early = EarlyAnswer()
+        http = self._http if self._transport is not None else self._new_http()
+        try:
+            return await http.request(
+                method, path, content=file.async_chunks(early), extensions={"trace": early.async_trace}, **request
+            )
+        finally:
+            if http is not self._http:
+                await http.aclose()
 
     @asynccontextmanager
     async def stream(

@@ -7,23 +7,27 @@ import os
 from types import TracebackType
 from typing import Any
 
-from tunesmith.client import local
+from tunesmith.client import local, notebook
 from tunesmith.client.connection import find_endpoint
+from tunesmith.client.notebook import PlanDocument
 from tunesmith.client.synchronous.jobs import Jobs
 from tunesmith.client.synchronous.nouns import (
     Audit,
     Datasets,
+    Downloads,
+    Hub,
     Locations,
     Logs,
     Models,
     Networks,
     PathLike,
+    Quotas,
     Tokens,
     Versions,
     VersionSets,
 )
 from tunesmith.client.synchronous.wire import Wire
-from tunesmith.spec.api import SystemView
+from tunesmith.spec.api import Permission, PermissionList, ShapePage, ShapeView, SystemView
 
 
 class Client:
@@ -45,8 +49,11 @@ class Client:
         return client
 
     def _open(self, wire: Wire) -> None:
+        notebook.register()
         self.wire = wire
         self.models = Models(wire)
+        self.hub = Hub(wire)
+        self.downloads = Downloads(wire)
         self.datasets = Datasets(wire)
         self.jobs = Jobs(wire)
         self.versions = Versions(wire)
@@ -55,15 +62,24 @@ class Client:
         self.logs = Logs(wire)
         self.networks = Networks(wire)
         self.tokens = Tokens(wire)
+        self.quotas = Quotas(wire)
         self.audit = Audit(wire)
 
-    def plan(self, model: str, dataset: PathLike, **settings: Any) -> dict[str, Any]:
+    def plan(self, model: str, dataset: PathLike, **settings: Any) -> PlanDocument:
         """What a job of the same model, dataset and settings would do and cost; nothing is started."""
         return self.jobs.plan(model, dataset, **settings)
 
     def system(self) -> SystemView:
         """The server's release, disk, devices and queue."""
         return self.wire.fetch(SystemView, "GET", "/api/system")
+
+    def shapes(self) -> list[ShapeView]:
+        """The machines that jobs may run on, with what is free on them."""
+        return (self.wire.fetch(ShapePage, "GET", "/api/shapes")).shapes
+
+    def permissions(self) -> list[Permission]:
+        """Who may do what: every permission, the roles that have it, and what it opens."""
+        return (self.wire.fetch(PermissionList, "GET", "/api/permissions")).permissions
 
     def close(self) -> None:
         self.wire.close()

@@ -1,28 +1,49 @@
-"""What an administrator looks after: named logs, networks, tokens, the audit log."""
+"""What an administrator looks after: named logs, networks, tokens, quotas, the audit log."""
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Annotated
 
 import sqlalchemy as sa
 from fastapi import Body, Query
+from fastapi import Path as PathParameter
 from starlette.responses import Response
 
-from tunesmith.catalog import audit, logs, networks, tokens
+from tunesmith.catalog import audit, logs, networks, quotas, tokens
+from tunesmith.jobs.records import JobFolder
+from tunesmith.server.log_lines import download_all, lines_of_all
 from tunesmith.server.once import IdempotencyKey, once
 from tunesmith.server.routes import Route, created
-from tunesmith.server.service import CallNow
+from tunesmith.server.service import Call, CallNow
 from tunesmith.spec.api import (
     AuditPage,
     AuditQuery,
     LogPage,
+    LogQuery,
+    NamedLogLines,
     NetworkPage,
     PageQuery,
+    QuotaPage,
     SearchQuery,
     TokenPage,
     TokenWithSecret,
+    Uses,
 )
-from tunesmith.spec.catalog import LogChange, LogView, NetworkView, NewLog, NewNetwork, NewToken
+from tunesmith.spec.catalog import (
+    MAXIMUM_PAGE,
+    Label,
+    LogChange,
+    LogView,
+    NetworkChange,
+    NetworkView,
+    NewLog,
+    NewNetwork,
+    NewToken,
+)
+from tunesmith.spec.quotas import QuotaChange, QuotaView
+
+Principal = Annotated[Label, PathParameter(description="A token's name; `*`: everybody without quotas of his own.")]
 
 # ---- logs
 
@@ -53,6 +74,28 @@ def show_named_log(call: CallNow, name: str) -> LogView:
 def change_log(call: CallNow, name: str, change: Annotated[LogChange, Body()]) -> LogView:
     """Change its limits or its description."""
     return call.database.write_grouped(lambda connection: logs.change_log(connection, name, change, actor=call.actor))
+
+
+def show_log_lines(call: CallNow, name: str, query: Annotated[LogQuery, Query()]) -> NamedLogLines:
+    """The newest lines of all its jobs together, or those of them that hold a text."""
+    return NamedLogLines(log=name, lines=lines_of_all(_files_of_log(call, name), query))
+
+
+def download_named_log(call: CallNow, name: str) -> Response:
+    """What it keeps of all its jobs, in one file: each job's lines below its id."""
+    return download_all(_files_of_log(call, name), name=f"{name}.log")
+
+
+def _files_of_log(call: Call, name: str) -> list[tuple[str, Path]]:
+    with call.database.read() as connection:
+        jobs = logs.all_jobs_of_log(connection, name, project=call.project)
+    return [(job_id, JobFolder(path=call.state.home.jobs / job_id).worker_log) for job_id in jobs]
+
+
+def show_log_uses(call: CallNow, name: str) -> Uses:
+    """Unfinished jobs that write to it."""
+    with call.database.read() as connection:
+        return Uses(jobs=logs.jobs_of_log(connection, name)[:MAXIMUM_PAGE])
 
 
 def remove_log(call: CallNow, name: str) -> None:
@@ -86,12 +129,25 @@ def show_network(call: CallNow, name: str) -> NetworkView:
         return networks.find_network(connection, name)
 
 
+def change_network(call: CallNow, name: str, change: Annotated[NetworkChange, Body()]) -> NetworkView:
+    """Change its addresses, its interface or its description; what is absent stays as it is."""
+    return call.database.write_grouped(
+        lambda connection: networks.change_network(connection, name, change, actor=call.actor)
+    )
+
+
+def show_network_uses(call: CallNow, name: str) -> Uses:
+    """Unfinished jobs that name it."""
+    with call.database.read() as connection:
+        return Uses(jobs=networks.jobs_of_network(connection, name)[:MAXIMUM_PAGE])
+
+
 def remove_network(call: CallNow, name: str) -> None:
     """409 while an unfinished job names it."""
     call.database.write_grouped(lambda connection: networks.remove_network(connection, name, actor=call.actor))
 
 
-# ---- tokens and audit
+# ---- tokens
 
 
 def list_tokens(call: CallNow, query: Annotated[PageQuery, Query()]) -> TokenPage:
@@ -120,6 +176,38 @@ def revoke_token(call: CallNow, token_id: str) -> None:
     """It opens nothing from now on; it stays in the list."""
     call.database.write_grouped(lambda connection: tokens.revoke_token(connection, token_id, actor=call.actor))
     call.service.tokens.forget()
+    call.service.sessions.forget()
+
+
+# ---- quotas
+
+
+def list_quotas(call: CallNow, query: Annotated[PageQuery, Query()]) -> QuotaPage:
+    """Everybody's first (`*`), then each principal that uses something or has quotas of his own."""
+    with call.database.read() as connection:
+        page = quotas.list_quotas(connection, after=query.after, limit=query.limit)
+    return QuotaPage(quotas=page.items, next=page.next)
+
+
+def show_quotas(call: CallNow, principal: Principal) -> QuotaView:
+    """What a principal may take up, and what it does."""
+    with call.database.read() as connection:
+        return quotas.find_quotas(connection, principal)
+
+
+def change_quotas(call: CallNow, principal: Principal, change: Annotated[QuotaChange, Body()]) -> QuotaView:
+    """Set limits of one principal, or everybody's (`*`). One below what is used refuses more and takes nothing away."""
+    return call.database.write_grouped(
+        lambda connection: quotas.change_quotas(connection, principal, change, actor=call.actor)
+    )
+
+
+def reset_quotas(call: CallNow, principal: Principal) -> None:
+    """Back to everybody's limits; everybody's (`*`) go back to the defaults."""
+    call.database.write_grouped(lambda connection: quotas.reset_quotas(connection, principal, actor=call.actor))
+
+
+# ---- audit
 
 
 def list_audit(call: CallNow, query: Annotated[AuditQuery, Query()]) -> AuditPage:
@@ -133,6 +221,7 @@ def list_audit(call: CallNow, query: Annotated[AuditQuery, Query()]) -> AuditPag
 
 
 LOG, NETWORK = "/api/logs/{name}", "/api/networks/{name}"
+QUOTA = "/api/quotas/{principal:path}"  # a token's name may hold a slash
 ROUTES = [
     Route(
         method="GET", path="/api/logs", handler=list_logs, permission="log.read", summary="List named logs",
@@ -152,6 +241,18 @@ ROUTES = [
         answer=LogView, refusals=(404,), body="json", request_example={"retention_days": 90},
     ),
     Route(
+        method="GET", path=f"{LOG}/lines", handler=show_log_lines, permission="job.read",
+        summary="The newest lines of a named log", answer=NamedLogLines, refusals=(404,),
+    ),
+    Route(
+        method="GET", path=f"{LOG}/download", handler=download_named_log, permission="job.read",
+        summary="All that a named log keeps", content={"text/plain": {"schema": {"type": "string"}}}, refusals=(404,),
+    ),
+    Route(
+        method="GET", path=f"{LOG}/uses", handler=show_log_uses, permission="log.read", summary="What uses a named log",
+        answer=Uses, refusals=(404,),
+    ),
+    Route(
         method="DELETE", path=LOG, handler=remove_log, permission="log.remove", summary="Remove a named log",
         status=204, refusals=(404, 409),
     ),
@@ -169,6 +270,14 @@ ROUTES = [
         answer=NetworkView, refusals=(404,),
     ),
     Route(
+        method="PATCH", path=NETWORK, handler=change_network, permission="network.change", summary="Change a network",
+        answer=NetworkView, refusals=(404,), body="json", request_example={"cidr": "10.0.1.0/24"},
+    ),
+    Route(
+        method="GET", path=f"{NETWORK}/uses", handler=show_network_uses, permission="network.read",
+        summary="What uses a network", answer=Uses, refusals=(404,),
+    ),
+    Route(
         method="DELETE", path=NETWORK, handler=remove_network, permission="network.remove",
         summary="Remove a network", status=204, refusals=(404, 409),
     ),
@@ -184,6 +293,23 @@ ROUTES = [
     Route(
         method="DELETE", path="/api/tokens/{token_id}", handler=revoke_token, permission="token.revoke",
         summary="Revoke a token", status=204, refusals=(404,),
+    ),
+    Route(
+        method="GET", path="/api/quotas", handler=list_quotas, permission="quota.read", summary="List quotas",
+        answer=QuotaPage,
+    ),
+    Route(
+        method="GET", path=QUOTA, handler=show_quotas, permission="quota.read",
+        summary="Show the quotas of a principal", answer=QuotaView, refusals=(404,),
+    ),
+    Route(
+        method="PATCH", path=QUOTA, handler=change_quotas, permission="quota.change",
+        summary="Change the quotas of a principal", answer=QuotaView, refusals=(404,), body="json",
+        request_example={"queued_jobs": 5000},
+    ),
+    Route(
+        method="DELETE", path=QUOTA, handler=reset_quotas, permission="quota.change",
+        summary="Give a principal everybody's quotas", status=204, refusals=(404,),
     ),
     Route(
         method="GET", path="/api/audit", handler=list_audit, permission="audit.read", summary="Read the audit log",

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import hashlib
 import os
 import shutil
 from functools import partial
@@ -11,20 +12,20 @@ from typing import Annotated, Any
 
 import sqlalchemy as sa
 from fastapi import Body, Query, Request
-from pydantic import ValidationError
 from starlette.concurrency import run_in_threadpool
 from starlette.responses import Response
 
-from tunesmith.catalog import datasets, locations
+from tunesmith.catalog import datasets, locations, versions
 from tunesmith.catalog.datasets import new_dataset_id
+from tunesmith.catalog.quotas import Room, upload_room
 from tunesmith.data.rows import check_file
-from tunesmith.errors import UsageFault
+from tunesmith.errors import REFERENCE, Unknown, UsageFault
 from tunesmith.files import fsync_folder
 from tunesmith.jobs.inputs import dataset_file, in_location, model_folder
 from tunesmith.jobs.inspection import Inspection
-from tunesmith.jobs.settings import read_columns
+from tunesmith.jobs.settings import read_columns, read_lines
 from tunesmith.server import uploads
-from tunesmith.server.errors import invalid, shown
+from tunesmith.server.dataset_rows import read_row_page
 from tunesmith.server.inputs import DATASET_FIELDS, check_model, inspecting
 from tunesmith.server.json_body import read_json
 from tunesmith.server.once import IdempotencyKey, once
@@ -33,13 +34,17 @@ from tunesmith.server.service import Call, CallNow
 from tunesmith.spec.api import (
     DatasetPage,
     DatasetPreview,
+    DatasetRowPage,
+    DatasetUses,
     NewLocatedDataset,
     PreviewQuery,
+    RowQuery,
     TaggedQuery,
     UploadQuery,
 )
 from tunesmith.spec.catalog import DatasetView, NewDataset, NounChange
-from tunesmith.spec.datasets import DatasetInput, DatasetReport, InspectRequest
+from tunesmith.spec.datasets import DatasetInput, DatasetReport, InspectRequest, PreviewWish
+from tunesmith.spec.faults import checked, shown
 from tunesmith.spec.requests import FinetuneRequest
 from tunesmith.spec.training import TrainingSettings
 from tunesmith.storage.fetch import fetch, fetched_folder
@@ -65,10 +70,7 @@ async def add_dataset(
             body += chunk
             if len(body) > JSON_BODY_BYTES:
                 raise too_large(JSON_BODY_BYTES)
-        try:
-            new = NewLocatedDataset.model_validate(read_json(bytes(body)))
-        except ValidationError as error:
-            raise invalid(error.errors()) from None
+        new = checked(NewLocatedDataset, read_json(bytes(body)), hint=REFERENCE)
         return await run_in_threadpool(_register, call, new, idempotency_key)
     if kind != BINARY:
         raise UsageFault(
@@ -84,10 +86,16 @@ async def add_dataset(
         columns=columns,
         name=query.filename,
         expected_bytes=int(length) if length.isdecimal() else None,
+        quota=await run_in_threadpool(_upload_room, call),
     )
     return await run_in_threadpool(
         _keep, call, dataset_id, arrived, query=query, columns=columns, key=idempotency_key
     )  # fmt: skip
+
+
+def _upload_room(call: Call) -> Room:
+    with call.database.read() as connection:
+        return upload_room(connection, call.actor)
 
 
 def _keep(
@@ -128,6 +136,19 @@ def _keep(
             shutil.rmtree(folder, ignore_errors=True)
 
 
+def add_file(call: Call, path: Path, *, name: str) -> DatasetView:
+    """A file that comes with Tunesmith, as if it had been uploaded; bytes that are here already are not kept twice."""
+    dataset_id = new_dataset_id()
+    copy = call.state.home.uploads / f"{dataset_id}-{path.name}"
+    shutil.copyfile(path, copy)
+    report = check_file(copy, columns={}, name=path.name)
+    sha256 = hashlib.sha256(copy.read_bytes()).hexdigest()
+    query = UploadQuery.model_validate({"name": name, "filename": path.name})
+    arrived = uploads.Arrived(path=copy, sha256=sha256, report=report)
+    _keep(call, dataset_id, arrived, query=query, columns={}, key=None)
+    return show_dataset(call, dataset_id)
+
+
 def _place(call: Call, arrived: uploads.Arrived, target: Path) -> None:
     """The file under its name; bytes that are kept for another dataset are not kept twice."""
     with call.database.read() as connection:
@@ -160,8 +181,13 @@ def pinned(call: Call, request: FinetuneRequest) -> FinetuneRequest:
         if place is None:
             continue
         new = NewLocatedDataset.model_validate({"location": place[0], "path": place[1], "columns": request.columns})
-        changes[field] = call.database.write_grouped(partial(_known_or_added, call, located(call, new)))
+        changes[field] = known_or_registered(call, new)
     return request.model_copy(update=changes) if changes else request
+
+
+def known_or_registered(call: Call, new: NewLocatedDataset) -> str:
+    """The id of what lies there now, fetched and checked; the same version is not added twice."""
+    return call.database.write_grouped(partial(_known_or_added, call, located(call, new)))
 
 
 def _known_or_added(call: Call, new: NewDataset, connection: sa.Connection) -> str:
@@ -230,7 +256,10 @@ def show_report(call: CallNow, dataset_id: str) -> DatasetReport:
 
 
 def preview_dataset(call: CallNow, dataset_id: str, query: Annotated[PreviewQuery, Query()]) -> DatasetPreview:
-    """Some rows as this model would see them, and the number of tokens. The first time takes some seconds."""
+    """Some rows as this model would see them, and the number of tokens. The first time takes some seconds.
+
+    With `lines` the rows that start there, else the longest, the shortest and two others. With `spans` token by token.
+    """
     dataset = show_dataset(call, dataset_id)
     check_model(call, query.model)
     environment = call.service.environment
@@ -243,7 +272,7 @@ def preview_dataset(call: CallNow, dataset_id: str, query: Annotated[PreviewQuer
         datasets=[DatasetInput(role="training", path=str(file.path), name=dataset.name, columns=dataset.columns)],
         settings=TrainingSettings.model_validate({"render": query.render, "validation_fraction": 0, "too_long": "cut"}),
         cache_folder=str(call.state.home.cache),
-        with_previews=True,
+        preview=PreviewWish(lines=read_lines(query.lines), spans=query.spans),
     )
     with inspecting(call), Inspection(question, home=call.state.home, environment=environment) as inspection:
         found = inspection.answer().preparation
@@ -251,6 +280,28 @@ def preview_dataset(call: CallNow, dataset_id: str, query: Annotated[PreviewQuer
     return DatasetPreview(
         render=found.render, tokens=found.training, previews=found.previews, notices=found.notices
     )  # fmt: skip
+
+
+def show_uses(call: CallNow, dataset_id: str) -> DatasetUses:
+    """What was trained on it, and its other versions."""
+    with call.database.read() as connection:
+        dataset = datasets.find_dataset(connection, dataset_id, project=call.project)
+        return DatasetUses(
+            versions=versions.trained_on(
+                connection, dataset_id=dataset_id, content_hash=dataset.content_hash, project=call.project
+            ),
+            siblings=datasets.sibling_datasets(connection, dataset, project=call.project),
+        )
+
+
+def list_rows(call: CallNow, dataset_id: str, query: Annotated[RowQuery, Query()]) -> DatasetRowPage:
+    """Rows as they stand in the file, with what the check found in each. A long text is cut, and says so."""
+    with call.database.read() as connection:
+        report = datasets.read_report(connection, dataset_id, project=call.project)
+    file = dataset_file(dataset_id, state=call.state, project=call.project, environment=call.service.environment)
+    if file is None:
+        raise Unknown("UNKNOWN_DATASET", f"There is no dataset {shown(dataset_id)} here.", field="dataset")
+    return read_row_page(file.path, columns=file.columns, report=report, after=query.after, limit=query.limit)
 
 
 EXAMPLE: dict[str, Any] = {"name": "support", "location": "team-data", "path": "support/rows.jsonl"}
@@ -288,5 +339,13 @@ ROUTES = [
     Route(
         method="GET", path=f"{DATASET}/preview", handler=preview_dataset, permission="dataset.read",
         summary="Rows as a model sees them", answer=DatasetPreview, refusals=(404,),
+    ),
+    Route(
+        method="GET", path=f"{DATASET}/rows", handler=list_rows, permission="dataset.read",
+        summary="Rows of a dataset", answer=DatasetRowPage, refusals=(404, 409),
+    ),
+    Route(
+        method="GET", path=f"{DATASET}/uses", handler=show_uses, permission="dataset.read",
+        summary="What was trained on a dataset", answer=DatasetUses, refusals=(404,),
     ),
 ]  # fmt: skip

@@ -3,11 +3,9 @@
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import AsyncIterator, Mapping, Sequence
 from dataclasses import replace
-from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 import sqlalchemy as sa
 from fastapi import Body, Header, Query
@@ -17,28 +15,34 @@ from starlette.responses import Response, StreamingResponse
 from tunesmith.catalog import audit
 from tunesmith.catalog.idempotency import check_key
 from tunesmith.catalog.paging import matching, read_page
-from tunesmith.errors import Conflict, Unknown, UsageFault
+from tunesmith.errors import Conflict, TunesmithError, Unknown, UsageFault
 from tunesmith.jobs import service as jobs
 from tunesmith.jobs.accept import Submission
+from tunesmith.jobs.deletion import delete_job, remove_folder, what_goes
+from tunesmith.jobs.detail import job_detail, progress_of
 from tunesmith.jobs.events import job_result
 from tunesmith.jobs.queue import QueuePlace
 from tunesmith.jobs.records import JobFolder
-from tunesmith.jobs.store import RECORD_COLUMNS
+from tunesmith.jobs.store import RECORD_COLUMNS, NewJob
+from tunesmith.jobs.wishes import ask
 from tunesmith.server.api.datasets import pinned
-from tunesmith.server.errors import shown
 from tunesmith.server.feed import read_page as read_event_page
 from tunesmith.server.files import attachment, ledger_page
-from tunesmith.server.inputs import check_places
+from tunesmith.server.inputs import check_places, names_only
+from tunesmith.server.log_lines import lines_of
 from tunesmith.server.once import IdempotencyKey
 from tunesmith.server.routes import Route, created
 from tunesmith.server.service import Call, CallNow
 from tunesmith.spec.api import (
     MAXIMUM_NUMBER,
+    AcceptedJob,
+    CurvesQuery,
     EventPage,
     EventQuery,
     JobChanges,
+    JobDeletion,
+    JobDetail,
     JobPage,
-    JobProgress,
     JobQuery,
     JobSubmission,
     JobView,
@@ -47,14 +51,16 @@ from tunesmith.spec.api import (
     LogLines,
     LogQuery,
 )
+from tunesmith.spec.datasets import Notice
+from tunesmith.spec.faults import shown
 from tunesmith.spec.jobs import FINAL_STATES, JobRecord, JobResult, JobState
-from tunesmith.storage.tables import EVENTS, JOBS
+from tunesmith.spec.metrics import Curves, NoticeEvent
+from tunesmith.storage.tables import JOBS
 
 EVENT_STREAM = "text/event-stream"
 ONE_JOB = sa.select(JOBS.c.sequence, *RECORD_COLUMNS).where(
     JOBS.c.job_id == sa.bindparam("job_id"), JOBS.c.project == sa.bindparam("project")
 )
-LOG_BYTES = 8 << 20  # of a log's end that a search looks through
 EXAMPLE = {
     "model": "tunesmith/demo", "dataset": "ds-0123456789abcdef", "name": "support bot", "epochs": 3,
     "learning_rate": 0.0002, "validation_fraction": 0.1, "version_set": "support-bot",
@@ -64,33 +70,49 @@ EXAMPLE = {
 # ---- submitting
 
 
-def submit_job(
+async def submit_job(
     call: CallNow, submission: Annotated[JobSubmission, Body()], idempotency_key: IdempotencyKey = None
 ) -> Response:
-    """Accept a job. It is durable before this answers; its model and data are looked at when its turn has come."""
+    """Accept a job. It is durable before this answers; its model and data are looked at when its turn has come.
+
+    Its results location has to be fit now: writable, and keeping versions. One that does not answer is checked when the
+    job starts, and `notices` says so.
+    """
     request, settings = submission.parts()
     given = Submission(
         request=request, settings=settings, project=call.project, submitted_by=call.actor,
         priority=submission.priority, run_limit_seconds=submission.run_limit_seconds,
     )  # fmt: skip
-    return _submit(call, given, key=idempotency_key)
+    return await _submit(call, given, key=idempotency_key)
 
 
-def clone_job(
+async def clone_job(
     call: CallNow, job_id: str, changes: Annotated[JobChanges, Body()], idempotency_key: IdempotencyKey = None
 ) -> Response:
     """A new job with the same request and settings, but for the fields given."""
+    given = await run_in_threadpool(_cloned, call, job_id, changes)
+    return await _submit(call, given, key=idempotency_key)
+
+
+def _cloned(call: Call, job_id: str, changes: JobChanges) -> Submission:
     _read(call, job_id)
-    given = jobs.cloned(job_id, state=call.state, overrides=changes.given(), submitted_by=call.actor)
-    return _submit(call, given, key=idempotency_key)
+    return jobs.cloned(job_id, state=call.state, overrides=changes.given(), submitted_by=call.actor)
 
 
-def _submit(call: Call, submission: Submission, *, key: str | None) -> Response:
+async def _submit(call: Call, submission: Submission, *, key: str | None) -> Response:
     if key is not None:
         check_key(key)
-    check_places(call, submission.request)
-    submission = replace(submission, request=pinned(call, submission.request))
-    new = jobs.check_submission(submission, state=call.state)
+    try:
+        if names_only(submission.request):  # a thread and back would take longer than its two rows
+            submission, new = _checked(call, submission)
+        else:
+            submission, new = await run_in_threadpool(_checked, call, submission)
+    except TunesmithError:
+        # its dataset may be gone since, or its results be where they were to go
+        made = await run_in_threadpool(_made_before, call, submission, key)
+        if made is None:
+            raise
+        return created(_accepted(made, submission, _said(call, made)), is_new=False)
 
     def write(connection: sa.Connection) -> tuple[JobRecord, bool]:
         record, is_new = jobs.submit(connection, submission, new, state=call.state, key=key)
@@ -98,11 +120,38 @@ def _submit(call: Call, submission: Submission, *, key: str | None) -> Response:
             audit.record(connection, call.actor, "job.submit", record.job_id, {"version": record.model_version})
         return record, is_new
 
-    record, is_new = call.database.write_grouped(write)
+    record, is_new = await call.database.write_soon(write)
     if is_new and call.service.queue is not None:
         call.service.queue.wake()
-    view = JobView.model_validate(record.model_dump())
-    return created(view, is_new=is_new)
+    return created(_accepted(record, submission, new.notices if is_new else _said(call, record)), is_new=is_new)
+
+
+def _made_before(call: Call, submission: Submission, key: str | None) -> JobRecord | None:
+    try:
+        with call.database.read() as connection:
+            return jobs.submitted_before(connection, submission, state=call.state, key=key)
+    except Conflict:
+        return None
+
+
+def _checked(call: Call, submission: Submission) -> tuple[Submission, NewJob]:
+    """Its model and data are there and may be named by this caller; what lies in a location is pinned."""
+    check_places(call, submission.request)
+    submission = replace(submission, request=pinned(call, submission.request))
+    new = jobs.check_submission(submission, state=call.state, results_checks=call.service.results_checks)
+    return submission, new
+
+
+def _said(call: Call, record: JobRecord) -> list[Notice]:
+    """With the acceptance of an earlier request: it stands behind the first event."""
+    second = call.state.jobs.events(record.job_id, after=1, limit=1)
+    notices = [each.event for each in second if isinstance(each.event, NoticeEvent)]
+    return [Notice(code=each.code, message=each.message, hint=each.hint) for each in notices]
+
+
+def _accepted(record: JobRecord, submission: Submission, said: Sequence[Notice]) -> AcceptedJob:
+    notices = [*jobs.submission_notices(submission.request), *said]
+    return AcceptedJob.model_validate({**record.model_dump(), "notices": notices})
 
 
 # ---- reading
@@ -135,10 +184,10 @@ async def show_job(call: CallNow, job_id: str) -> JobView:
             raise _unknown_job(job_id)
         if row.state in FINAL_STATES:
             return _views(connection, [row], {})[0]
-    return await run_in_threadpool(_show, call, job_id)
+    return await run_in_threadpool(read_view, call, job_id)
 
 
-def _show(call: Call, job_id: str) -> JobView:
+def read_view(call: Call, job_id: str) -> JobView:
     places = _places(call)
     with call.database.read() as connection:
         row = connection.execute(ONE_JOB, {"job_id": job_id, "project": call.project}).one_or_none()
@@ -154,7 +203,7 @@ def _places(call: Call) -> dict[str, QueuePlace]:
 
 def _views(connection: sa.Connection, rows: Sequence[sa.Row[Any]], places: Mapping[str, QueuePlace]) -> list[JobView]:
     running = [row.job_id for row in rows if row.state in (JobState.IN_PROGRESS, JobState.CANCELING)]
-    progress = _progress(connection, running) if running else {}
+    progress = progress_of(connection, running) if running else {}
     views: list[JobView] = []
     for row in rows:
         fields: dict[str, Any] = dict(zip(JobRecord.model_fields, row[1:], strict=True))  # without the sequence
@@ -167,26 +216,6 @@ def _views(connection: sa.Connection, rows: Sequence[sa.Row[Any]], places: Mappi
         fields["progress"] = progress.get(row.job_id)
         views.append(JobView.model_validate(fields))
     return views
-
-
-def _progress(connection: sa.Connection, job_ids: list[str]) -> dict[str, JobProgress]:
-    """From the newest step event of each."""
-    newest = (
-        sa.select(EVENTS.c.job_id, sa.func.max(EVENTS.c.number).label("number"))
-        .where(EVENTS.c.job_id.in_(job_ids), EVENTS.c.kind == "step")
-        .group_by(EVENTS.c.job_id)
-        .subquery()
-    )
-    rows = connection.execute(
-        sa.select(EVENTS.c.job_id, EVENTS.c.body).join(
-            newest, (EVENTS.c.job_id == newest.c.job_id) & (EVENTS.c.number == newest.c.number)
-        )
-    ).all()
-    found: dict[str, JobProgress] = {}
-    for row in rows:
-        step = json.loads(row.body)
-        found[row.job_id] = JobProgress(**{name: step[name] for name in JobProgress.model_fields})
-    return found
 
 
 def _read(call: Call, job_id: str) -> JobRecord:
@@ -211,6 +240,11 @@ def show_result(call: CallNow, job_id: str) -> JobResult:
     return job_result(call.state.jobs, _folder(call, record))
 
 
+def show_detail(call: CallNow, job_id: str) -> JobDetail:
+    """The job with its settings and why they are so, its notices, its epochs, verdict and samples so far."""
+    return job_detail(read_view(call, job_id), state=call.state, with_folder=call.principal.is_local)
+
+
 def _folder(call: Call, record: JobRecord) -> JobFolder:
     return JobFolder(path=call.state.home.jobs / record.job_id)
 
@@ -233,18 +267,28 @@ def resume_job(call: CallNow, job_id: str) -> JobView:
     return _wish(call, job_id, "resume")
 
 
-def _wish(call: Call, job_id: str, what: str) -> JobView:
+def _wish(call: Call, job_id: str, what: Literal["cancel", "pause", "resume"]) -> JobView:
     _read(call, job_id)
-    ask = {"cancel": jobs.cancel, "pause": jobs.pause, "resume": jobs.resume}[what]
-
-    def write(connection: sa.Connection) -> None:
-        ask(call.state.jobs, job_id, connection=connection)
-        audit.record(connection, call.actor, f"job.{what}", job_id)
-
-    call.database.write_grouped(write)
+    ask(call.state.jobs, job_id, what, actor=call.actor)
     if call.service.queue is not None:
         call.service.queue.wake()
-    return _show(call, job_id)
+    return read_view(call, job_id)
+
+
+# ---- deleting
+
+
+def show_deletion(call: CallNow, job_id: str) -> JobDeletion:
+    """What deleting it would remove, and what it would keep. 409 before it has ended."""
+    _read(call, job_id)
+    return what_goes(job_id, state=call.state)
+
+
+def remove_job(call: CallNow, job_id: str) -> None:
+    """Its entry, its events and its folder; the model version and its published files stay. 409 before it has ended."""
+    _read(call, job_id)
+    call.database.write_grouped(lambda connection: delete_job(connection, job_id, state=call.state, actor=call.actor))
+    remove_folder(job_id, home=call.state.home)
 
 
 # ---- events
@@ -292,25 +336,20 @@ def _event_page(call: Call, job_id: str, query: EventQuery, kinds: frozenset[str
     return Response(text, media_type="application/json")
 
 
+def show_curves(call: CallNow, job_id: str, query: Annotated[CurvesQuery, Query()]) -> Curves:
+    """Loss, learning rate, gradient norm, speed and memory by step, and the scores of each epoch."""
+    _read(call, job_id)
+    with call.database.read() as connection:
+        return call.service.curves.read(connection, job_id, points=query.points, first=query.first, last=query.last)
+
+
 # ---- log and ledger
 
 
 def show_log(call: CallNow, job_id: str, query: Annotated[LogQuery, Query()]) -> LogLines:
     """The end of what the job's workers wrote beside their events."""
     log = _folder(call, _read(call, job_id)).worker_log
-    return LogLines(job_id=job_id, lines=_lines(log, query))
-
-
-def _lines(log: Path, query: LogQuery) -> list[str]:
-    try:
-        with log.open("rb") as handle:
-            size = handle.seek(0, os.SEEK_END)
-            handle.seek(max(0, size - LOG_BYTES))
-            lines = handle.read().decode(errors="replace").splitlines()
-    except FileNotFoundError:
-        return []
-    wanted = query.search.casefold() if query.search is not None else ""
-    return [line[:10_000] for line in lines if wanted in line.casefold()][-query.lines :]
+    return LogLines(job_id=job_id, lines=lines_of(log, query))
 
 
 def download_log(call: CallNow, job_id: str) -> Response:
@@ -335,7 +374,7 @@ JOB = "/api/jobs/{job_id}"
 ROUTES = [
     Route(
         method="POST", path="/api/jobs", handler=submit_job, permission="job.submit", summary="Submit a job",
-        answer=JobView, status=201, statuses=(200,), refusals=(404, 409), body="json", request_example=EXAMPLE,
+        answer=AcceptedJob, status=201, statuses=(200,), refusals=(404, 409), body="json", request_example=EXAMPLE,
     ),
     Route(
         method="GET", path="/api/jobs", handler=list_jobs, permission="job.read", summary="List jobs", answer=JobPage,
@@ -347,6 +386,18 @@ ROUTES = [
     Route(
         method="GET", path=f"{JOB}/result", handler=show_result, permission="job.read",
         summary="The result of a finished job", answer=JobResult, refusals=(404, 409),
+    ),
+    Route(
+        method="GET", path=f"{JOB}/detail", handler=show_detail, permission="job.read",
+        summary="All about a job", answer=JobDetail, refusals=(404,),
+    ),
+    Route(
+        method="GET", path=f"{JOB}/deletion", handler=show_deletion, permission="job.read",
+        summary="What deleting a job removes and keeps", answer=JobDeletion, refusals=(404, 409),
+    ),
+    Route(
+        method="DELETE", path=JOB, handler=remove_job, permission="job.delete", summary="Delete a job", status=204,
+        refusals=(404, 409),
     ),
     *(
         Route(
@@ -361,13 +412,17 @@ ROUTES = [
     ),
     Route(
         method="POST", path=f"{JOB}/clone", handler=clone_job, permission="job.submit",
-        summary="Submit a job like another one", answer=JobView, status=201, statuses=(200,), refusals=(404, 409),
+        summary="Submit a job like another one", answer=AcceptedJob, status=201, statuses=(200,), refusals=(404, 409),
         body="json", request_example={"epochs": 5},
     ),
     Route(
         method="GET", path=f"{JOB}/events", handler=list_events, permission="job.read",
         summary="Events of a job, as a page or as a stream", answer=EventPage, statuses=(204,), refusals=(404,),
         content={EVENT_STREAM: {"schema": {"type": "string"}}},
+    ),
+    Route(
+        method="GET", path=f"{JOB}/curves", handler=show_curves, permission="job.read",
+        summary="Series of a job's steps and epochs", answer=Curves, refusals=(404,),
     ),
     Route(
         method="GET", path=f"{JOB}/log", handler=show_log, permission="job.read", summary="The end of a job's log",

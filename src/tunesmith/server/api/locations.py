@@ -10,14 +10,25 @@ from fastapi import Body, Query
 from starlette.responses import Response
 
 from tunesmith.catalog import locations
+from tunesmith.catalog.models import all_models
 from tunesmith.errors import InputRefused
-from tunesmith.server.errors import shown
+from tunesmith.jobs.scan import scan
 from tunesmith.server.once import IdempotencyKey, once
 from tunesmith.server.routes import Route, created
-from tunesmith.server.service import CallNow
-from tunesmith.spec.api import BrowseQuery, LocationCheck, LocationEntries, LocationEntry, LocationPage, SearchQuery
-from tunesmith.spec.catalog import LocationView, NewLocation
-from tunesmith.storage.location_check import check_declared
+from tunesmith.server.service import Call, CallNow
+from tunesmith.spec.api import (
+    BrowseQuery,
+    LocationCheck,
+    LocationEntries,
+    LocationEntry,
+    LocationPage,
+    SearchQuery,
+    Uses,
+)
+from tunesmith.spec.catalog import MAXIMUM_PAGE, LocationChange, LocationView, NewLocation
+from tunesmith.spec.explorer import ScannedLocation
+from tunesmith.spec.faults import shown
+from tunesmith.storage.location_check import PROBE, check_declared
 from tunesmith.storage.locations import find_place, is_uri, uri_of
 from tunesmith.storage.objects import Location, check_key, join_key, open_objects
 
@@ -35,13 +46,7 @@ def add_location(
     call: CallNow, new: Annotated[NewLocation, Body()], idempotency_key: IdempotencyKey = None
 ) -> Response:
     """Declare a place. Credentials are named, never given: they stay where the server's machine keeps them."""
-    if not is_uri(new.uri) and not Path(new.uri).is_absolute():
-        raise InputRefused(
-            "BAD_LOCATION", f"The place {shown(new.uri)} is relative: to what, only the server's folder could tell.",
-            field="uri", hint="Write file:///absolute/folder or s3://bucket/prefix.",
-        )  # fmt: skip
-    open_objects(_location(new), call.service.environment, field="uri")  # touches no network: is it a place at all
-    new = new.model_copy(update={"uri": uri_of(find_place(new.uri, field="uri"))})
+    new = new.model_copy(update={"uri": _place_of(call, new)})
 
     def make(connection: sa.Connection) -> str:
         return locations.add_location(connection, new, actor=call.actor).name
@@ -50,10 +55,40 @@ def add_location(
     return created(show_location(call, name), is_new=is_new)
 
 
+def _place_of(call: Call, wanted: NewLocation | LocationView) -> str:
+    """Its URI as it is kept, if it is a place at all. Touches no network. Raises InputRefused."""
+    if not is_uri(wanted.uri) and not Path(wanted.uri).is_absolute():
+        raise InputRefused(
+            "BAD_LOCATION", f"The place {shown(wanted.uri)} is relative: to what, only the server's folder could tell.",
+            field="uri", hint="Write file:///absolute/folder or s3://bucket/prefix.",
+        )  # fmt: skip
+    open_objects(_location(wanted), call.service.environment, field="uri")
+    return uri_of(find_place(wanted.uri, field="uri"))
+
+
+def change_location(call: CallNow, name: str, change: Annotated[LocationChange, Body()]) -> LocationView:
+    """Change how it is reached, or its description; its URI while nothing uses it. What is absent stays as it is."""
+    wanted = show_location(call, name).model_copy(update=change.model_dump(exclude_none=True))
+    if change.uri is not None:
+        change = change.model_copy(update={"uri": _place_of(call, wanted)})
+    elif change.model_dump(include={"endpoint_url", "region", "credentials"}, exclude_none=True):
+        _place_of(call, wanted)
+    return call.database.write_grouped(
+        lambda connection: locations.change_location(connection, name, change, actor=call.actor)
+    )
+
+
 def show_location(call: CallNow, name: str) -> LocationView:
     """A declared place."""
     with call.database.read() as connection:
         return locations.find_location(connection, name)
+
+
+def show_location_uses(call: CallNow, name: str) -> Uses:
+    """Datasets that were registered from it, and unfinished jobs that read it or publish there."""
+    with call.database.read() as connection:
+        datasets, jobs = locations.users_of_location(connection, name)
+    return Uses(datasets=datasets[:MAXIMUM_PAGE], jobs=jobs[:MAXIMUM_PAGE])
 
 
 def remove_location(call: CallNow, name: str) -> None:
@@ -82,8 +117,20 @@ def browse_location(call: CallNow, name: str, query: Annotated[BrowseQuery, Quer
     entries += [
         _entry(base, each.key, kind="object").model_copy(update={"size": each.size, "modified_at": each.modified_at})
         for each in listing.objects
+        if not each.key.rpartition("/")[2].startswith(
+            PROBE
+        )  # of a check: gone in a moment, or left where it may not delete
     ]
     return LocationEntries(entries=entries, next=listing.next)
+
+
+def scan_location(call: CallNow, name: str) -> ScannedLocation:
+    """Models that lie in it, at any depth: folders with config.json and safetensors. Registers nothing."""
+    view = show_location(call, name)
+    store, prefix = open_objects(_location(view), call.service.environment, retry_seconds=BROWSE_SECONDS)
+    with call.database.read() as connection:
+        here = all_models(connection, project=call.project)
+    return scan(store, prefix, uri=view.uri, registered={each.path.rstrip("/"): each.name for each in here})
 
 
 def _entry(base: str, key: str, *, kind: str) -> LocationEntry:
@@ -93,7 +140,8 @@ def _entry(base: str, key: str, *, kind: str) -> LocationEntry:
 
 def _location(view: LocationView | NewLocation) -> Location:
     return Location(
-        uri=view.uri, endpoint_url=view.endpoint_url, region=view.region, credentials=view.credentials
+        uri=view.uri, endpoint_url=view.endpoint_url or None, region=view.region or None,
+        credentials=view.credentials or None,
     )  # fmt: skip
 
 
@@ -116,6 +164,15 @@ ROUTES = [
         answer=LocationView, refusals=(404,),
     ),
     Route(
+        method="PATCH", path=LOCATION, handler=change_location, permission="location.change",
+        summary="Change a location", answer=LocationView, refusals=(404, 409), body="json",
+        request_example={"credentials": "env:TEAM_2"},
+    ),
+    Route(
+        method="GET", path=f"{LOCATION}/uses", handler=show_location_uses, permission="location.read",
+        summary="What uses a location", answer=Uses, refusals=(404,),
+    ),
+    Route(
         method="DELETE", path=LOCATION, handler=remove_location, permission="location.remove",
         summary="Remove a location", status=204, refusals=(404, 409),
     ),
@@ -126,5 +183,9 @@ ROUTES = [
     Route(
         method="GET", path=f"{LOCATION}/browse", handler=browse_location, permission="location.browse",
         summary="Browse a location", answer=LocationEntries, refusals=(404, 409),
+    ),
+    Route(
+        method="GET", path=f"{LOCATION}/models", handler=scan_location, permission="location.browse",
+        summary="Find the models in a location", answer=ScannedLocation, refusals=(404, 409),
     ),
 ]  # fmt: skip

@@ -9,15 +9,17 @@ from fastapi import Body, Query
 from starlette.responses import Response
 
 from tunesmith.catalog import models
+from tunesmith.jobs.buckets import bucket_model
+from tunesmith.jobs.inputs import in_location, location_of, results_uri
 from tunesmith.jobs.inspection import Inspection
 from tunesmith.server.inputs import check_path, inspecting
 from tunesmith.server.once import IdempotencyKey, once
 from tunesmith.server.routes import Route, created
-from tunesmith.server.service import CallNow
+from tunesmith.server.service import Call, CallNow
 from tunesmith.spec.api import ModelPage, TaggedQuery
 from tunesmith.spec.catalog import BaseModelChange, BaseModelView, NewBaseModel
 from tunesmith.spec.datasets import InspectRequest
-from tunesmith.storage.locations import local_path
+from tunesmith.storage.locations import is_bucket, local_path
 
 
 def list_models(call: CallNow, query: Annotated[TaggedQuery, Query()]) -> ModelPage:
@@ -32,9 +34,16 @@ def list_models(call: CallNow, query: Annotated[TaggedQuery, Query()]) -> ModelP
 def register_model(
     call: CallNow, new: Annotated[NewBaseModel, Body()], idempotency_key: IdempotencyKey = None
 ) -> Response:
-    """Give a model folder of the service's machine a name. It is inspected first, which may take some seconds."""
-    check_path(call, new.path, field="path")
-    path = local_path(new.path, field="path")
+    """Give a model a name: a folder of the service's machine, or what lies in a declared location or a bucket.
+
+    It is inspected first, which takes some seconds; what lies in a bucket is fetched into the cache for that.
+    """
+    new = new.model_copy(update={"path": _place(call, new.path)})
+    if is_bucket(new.path):
+        location = location_of(new.path, state=call.state)
+        path = bucket_model(location, home=call.state.home, environment=call.service.environment).path
+    else:
+        path = local_path(new.path, field="path")
     question = InspectRequest(model_name=new.name, model_path=str(path))
     with (
         inspecting(call),
@@ -48,6 +57,15 @@ def register_model(
 
     name, is_new = once(call, idempotency_key, new, route="POST /api/models", make=make)
     return created(show_model(call, name), is_new=is_new)
+
+
+def _place(call: Call, text: str) -> str:
+    """The local path, or the URI in a bucket, of what a caller may name. Raises what `check_path` raises, Unknown."""
+    if in_location(text) is None:
+        check_path(call, text, field="path")
+        return text
+    uri = results_uri(text, state=call.state, field="path")
+    return uri if is_bucket(uri) else str(local_path(uri, field="path"))
 
 
 def show_model(call: CallNow, name: str) -> BaseModelView:

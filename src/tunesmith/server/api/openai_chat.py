@@ -7,27 +7,24 @@ middle comes as an `error` event.
 
 from __future__ import annotations
 
-import asyncio
-import contextlib
 import json
 import time
 from collections.abc import AsyncIterator, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime
-from functools import partial
 from typing import Annotated, Any
 from uuid import uuid4
 
 from fastapi import Body
 from starlette.concurrency import run_in_threadpool
 from starlette.requests import Request
-from starlette.responses import Response, StreamingResponse
-from starlette.types import Receive, Scope, Send
+from starlette.responses import Response
 
 from tunesmith.catalog import models, versions
 from tunesmith.errors import TunesmithError
 from tunesmith.jobs.served_model import ServedModel, is_version_name
-from tunesmith.jobs.serving import Chunk, Completion, Delivered, Question, ServingPool
+from tunesmith.jobs.serving import Chunk, Question
+from tunesmith.server.answering import EVENT_STREAM, NOBODY, Answers, AnswerStream, CallerGone
 from tunesmith.server.errors import error_response
 from tunesmith.server.routes import Route
 from tunesmith.server.service import Call, CallNow
@@ -35,10 +32,7 @@ from tunesmith.spec import openai
 from tunesmith.spec.catalog import MAXIMUM_PAGE, VersionState
 from tunesmith.spec.serving import ChatTurn, DoneFrame, FinishReason, PieceFrame, StartedFrame
 
-EVENT_STREAM = "text/event-stream"
 LISTED_PAGES = 10
-LOOK_SECONDS = 0.5  # how often a caller who waits for a whole answer is looked for
-NOBODY = 499  # a status that nobody sees: the caller is gone
 
 
 # ---- models
@@ -127,16 +121,18 @@ async def _answer(
     questions: Sequence[Question],
     form: _ChatForm | _TextForm,
 ) -> Response:
-    answers = Answers(call.service.serving, model, questions)
+    answers = Answers(call.service.serving, [(model, question) for question in questions])
+    choices = questions[0].sampling.choices
     try:
-        first = await answers.next(call.request)  # a refusal comes before the answer begins
+        first = await _next(answers, choices, call.request)  # a refusal comes before the answer begins
         assert first is not None, "an answer begins with its start"
         if request.stream:
             has_usage = request.stream_options is not None and request.stream_options.include_usage
-            return AnswerStream(_frames(answers, form, first, has_usage=has_usage), answers)
-        collected = _Collected(answers.num_choices)
+            frames = _frames(answers, form, first, choices=choices, questions=len(questions), has_usage=has_usage)
+            return AnswerStream(frames, answers.close)
+        collected = _Collected(choices * len(questions))
         collected.add(*first)
-        while (each := await answers.next(call.request)) is not None:
+        while (each := await _next(answers, choices, call.request)) is not None:
             collected.add(*each)
         return _json(form.whole(collected))
     except CallerGone:
@@ -147,81 +143,34 @@ async def _answer(
         raise
 
 
-class CallerGone(Exception):  # named for what happened
-    """Nobody waits for the answer any more."""
-
-
-class Answers:
-    """The frames of one or several questions, one after the other as they come."""
-
-    def __init__(self, pool: ServingPool, model: ServedModel, questions: Sequence[Question]) -> None:
-        self._choices = questions[0].sampling.choices
-        self.num_choices = self._choices * len(questions)
-        self._left = len(questions)
-        self._delivered: asyncio.Queue[tuple[int, Delivered]] = asyncio.Queue()
-        self._loop = asyncio.get_running_loop()
-        self._looked_at = self._loop.time()
-        self._completions: list[Completion] = []
-        try:
-            for number, question in enumerate(questions):
-                self._completions.append(pool.submit(model, question, partial(self._deliver, number)))
-        except BaseException:
-            self.close()
-            raise
-
-    def _deliver(self, number: int, each: Delivered) -> None:
-        with contextlib.suppress(RuntimeError):  # the loop is closed: the server has ended
-            self._loop.call_soon_threadsafe(self._delivered.put_nowait, (number, each))
-
-    async def next(self, watched: Request | None = None) -> tuple[int, Chunk] | None:
-        """(number of its first choice, frame); None when all is told. Raises what ends an answer, and CallerGone."""
-        while self._left:
-            if watched is not None and self._loop.time() - self._looked_at >= LOOK_SECONDS:
-                self._looked_at = self._loop.time()
-                if await watched.is_disconnected():
-                    raise CallerGone
-            try:
-                async with asyncio.timeout(None if watched is None else LOOK_SECONDS):
-                    number, each = await self._delivered.get()
-            except TimeoutError:
-                continue
-            if isinstance(each, TunesmithError):
-                raise each
-            if each is not None:
-                return number * self._choices, each
-            self._left -= 1
+async def _next(answers: Answers, choices: int, watched: Request | None = None) -> tuple[int, Chunk] | None:
+    """(number of its question's first choice, frame); None when all is told. Raises what ends an answer."""
+    told = await answers.next(watched)
+    if told is None:
         return None
-
-    def close(self) -> None:
-        for completion in self._completions:
-            completion.cancel()
-
-
-class AnswerStream(StreamingResponse):
-    """A stream whose generation ends with it, however it ends."""
-
-    def __init__(self, frames: AsyncIterator[bytes], answers: Answers) -> None:
-        headers = {"Cache-Control": "no-store", "X-Accel-Buffering": "no"}
-        super().__init__(frames, headers=headers, media_type=EVENT_STREAM)
-        self._answers = answers
-
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        try:
-            await super().__call__(scope, receive, send)
-        finally:
-            self._answers.close()
+    number, each = told
+    if isinstance(each, TunesmithError):
+        raise each
+    return number * choices, each
 
 
 async def _frames(
-    answers: Answers, form: _ChatForm | _TextForm, first: tuple[int, Chunk], *, has_usage: bool
+    answers: Answers,
+    form: _ChatForm | _TextForm,
+    first: tuple[int, Chunk],
+    *,
+    choices: int,
+    questions: int,
+    has_usage: bool,
 ) -> AsyncIterator[bytes]:
-    collected = _Collected(answers.num_choices, keeps_text=False)
+    num_choices = choices * questions
+    collected = _Collected(num_choices, keeps_text=False)
 
     def events(base: int, chunk: Chunk) -> list[dict[str, Any]]:
         collected.add(base, chunk)
         match chunk:
             case StartedFrame():
-                return form.beginnings(base, answers.num_choices)
+                return form.beginnings(base, num_choices)
             case PieceFrame():
                 return [form.piece(base + chunk.choice, chunk.text)]
             case DoneFrame():
@@ -231,7 +180,7 @@ async def _frames(
     try:
         for event in events(*first):
             yield _event(event | no_usage)
-        while (each := await answers.next()) is not None:
+        while (each := await _next(answers, choices)) is not None:
             for event in events(*each):
                 yield _event(event | no_usage)
     except TunesmithError as error:

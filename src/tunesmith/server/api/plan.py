@@ -19,9 +19,13 @@ def make_plan(call: CallNow, submission: Annotated[JobSubmission, Body()]) -> Pl
     check_places(call, request)
     with inspecting(call):
         prepared = prepare_job(
-            request, settings, state=call.state, environment=call.service.environment, progress=_unsaid
-        )
-    return PlanView(plan=prepared.plan, notices=prepared.notices())
+            request, settings, state=call.state, environment=call.service.environment, progress=_unsaid,
+            project=call.project, with_previews=True,
+        )  # fmt: skip
+    return PlanView(
+        plan=prepared.plan, notices=prepared.notices(), preparation=prepared.preparation, reports=prepared.reports,
+        version_set=prepared.version_set,
+    )  # fmt: skip
 
 
 def _unsaid(_what: str) -> None:

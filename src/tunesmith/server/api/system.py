@@ -1,17 +1,35 @@
-"""Is it up, and what does it run on."""
+"""Is it up, what does it run on, and who may do what."""
 
 from __future__ import annotations
 
 import shutil
+from collections.abc import Sequence
 
 import sqlalchemy as sa
 
 from tunesmith import __version__
-from tunesmith.server.auth import PUBLIC
+from tunesmith.jobs.home import Home
+from tunesmith.jobs.slots import gpu_name
+from tunesmith.plan.machine import LEAST_DISK_BYTES, Machine, machine_notices
+from tunesmith.server.auth import PUBLIC, who_may
 from tunesmith.server.routes import Route
 from tunesmith.server.service import Call, CallNow
-from tunesmith.spec.api import DeviceView, Health, SystemView
+from tunesmith.spec.api import (
+    DeviceView,
+    GpuView,
+    Health,
+    MachineView,
+    Permission,
+    PermissionList,
+    PermittedRoute,
+    ShapeDevice,
+    ShapePage,
+    ShapeView,
+    SystemView,
+)
 from tunesmith.spec.jobs import FINAL_STATES, JobState
+from tunesmith.spec.requests import LOCAL_SHAPE
+from tunesmith.storage.database import FILE_NAME
 from tunesmith.storage.tables import JOBS
 
 
@@ -21,7 +39,9 @@ async def health() -> Health:
 
 
 def show_system(call: CallNow) -> SystemView:
+    """Release, disk, memory, GPUs, unfinished jobs, and what somebody should see to."""
     disk = shutil.disk_usage(call.state.home.root)
+    machine = call.service.devices.machine()
     unfinished = [state for state in JobState if state not in FINAL_STATES]
     with call.database.read() as connection:
         rows = connection.execute(
@@ -29,19 +49,85 @@ def show_system(call: CallNow) -> SystemView:
         ).all()
     return SystemView(
         version=__version__,
+        started_at=call.service.started_at,
+        state_folder=str(call.state.home.root),
+        disk_warning_bytes=LEAST_DISK_BYTES,
         disk_free_bytes=disk.free,
         disk_total_bytes=disk.total,
+        database_bytes=_database_bytes(call.state.home),
+        machine=_machine(machine),
         devices=[
             DeviceView(name=slot.name, free_bytes=slot.free_bytes, jobs=list(slot.users))
             for slot in call.service.devices.slots(_where(call))
         ],
         jobs=dict.fromkeys(unfinished, 0) | {JobState(state): count for state, count in rows},
+        answering=call.service.serving.loaded(),
+        notices=machine_notices(machine, free_disk_bytes=disk.free),
     )
+
+
+def list_shapes(call: CallNow) -> ShapePage:
+    """Machines that jobs may run on, with what is free now. Today that is the service's own, called `local`."""
+    machine = call.service.devices.machine()
+    gpus = {gpu_name(gpu.index): gpu for gpu in machine.gpus}
+    devices = [
+        ShapeDevice(
+            name=slot.name, free_bytes=slot.free_bytes, jobs=list(slot.users),
+            model=gpus[slot.name].name if slot.name in gpus else machine.processor,
+            total_bytes=gpus[slot.name].total_bytes if slot.name in gpus else machine.total_memory_bytes,
+        )
+        for slot in call.service.devices.slots(_where(call))
+    ]  # fmt: skip
+    local = ShapeView(
+        name=LOCAL_SHAPE, is_discovered=True, system=machine.system, processor=machine.processor, cores=machine.cores,
+        memory_bytes=machine.total_memory_bytes, free_memory_bytes=machine.free_memory_bytes,
+        accelerator=machine.device_name if machine.device == "cuda" else None, devices=devices, maximum_replicas=1,
+    )  # fmt: skip
+    return ShapePage(shapes=[local], next=None)
+
+
+def _database_bytes(home: Home) -> int:
+    """With what stands in its write-ahead log."""
+    files = (home.root / f"{FILE_NAME}{ending}" for ending in ("", "-wal"))
+    return sum(file.stat().st_size for file in files if file.exists())
+
+
+def _machine(machine: Machine) -> MachineView:
+    return MachineView(
+        system=machine.system, processor=machine.processor, cores=machine.cores,
+        total_memory_bytes=machine.total_memory_bytes, free_memory_bytes=machine.free_memory_bytes,
+        gpus=[
+            GpuView(
+                index=gpu.index, name=gpu.name, total_bytes=gpu.total_bytes, free_bytes=gpu.free_bytes,
+                driver=gpu.driver,
+            )
+            for gpu in machine.gpus
+        ],
+        torch_version=machine.torch_version,
+        trains_on="GPU" if machine.device == "cuda" else "CPU",
+    )  # fmt: skip
 
 
 def _where(call: Call) -> dict[str, str]:
     running = call.service.queue.running() if call.service.queue is not None else {}
     return {job_id: slot for job_id, slot in running.items() if slot is not None}
+
+
+def list_permissions(call: CallNow) -> PermissionList:
+    """Every permission that a route declares, who has it, and what it opens."""
+    return permissions_of(call.request.app.state.routes)
+
+
+def permissions_of(routes: Sequence[Route]) -> PermissionList:
+    by_permission: dict[str, list[PermittedRoute]] = {}
+    for route in routes:
+        each = PermittedRoute(method=route.method, path=route.path, summary=route.summary)
+        by_permission.setdefault(route.permission, []).append(each)
+    return PermissionList(
+        permissions=[
+            Permission(permission=name, who=who_may(name), routes=by_permission[name]) for name in sorted(by_permission)
+        ]
+    )
 
 
 ROUTES = [
@@ -51,6 +137,14 @@ ROUTES = [
     ),
     Route(
         method="GET", path="/api/system", handler=show_system, permission="system.read",
-        summary="Version, disk, devices and queue", answer=SystemView,
+        summary="Release, disk, devices and queue", answer=SystemView,
+    ),
+    Route(
+        method="GET", path="/api/shapes", handler=list_shapes, permission="shape.read",
+        summary="List the shapes that jobs may run on", answer=ShapePage,
+    ),
+    Route(
+        method="GET", path="/api/permissions", handler=list_permissions, permission="permission.read",
+        summary="Who may do what", answer=PermissionList,
     ),
 ]  # fmt: skip

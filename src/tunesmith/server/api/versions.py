@@ -8,12 +8,15 @@ import sqlalchemy as sa
 from fastapi import Body, Query
 from starlette.responses import Response
 
-from tunesmith.catalog import compare, sets, versions
+from tunesmith.catalog import compare, lineage, sets, versions
 from tunesmith.catalog.artifacts import remove_bytes
 from tunesmith.errors import Conflict, Unknown
-from tunesmith.server.artifacts import artifact_file, artifact_zip
-from tunesmith.server.errors import shown
-from tunesmith.server.routes import Route
+from tunesmith.jobs.adapters import add_adapter, publish_adapter
+from tunesmith.jobs.inputs import in_location
+from tunesmith.server.artifacts import artifact_file, artifact_zip, manifest_file
+from tunesmith.server.inputs import check_path, inspecting
+from tunesmith.server.once import IdempotencyKey, made_before, once
+from tunesmith.server.routes import Route, created
 from tunesmith.server.service import Call, CallNow
 from tunesmith.spec.api import (
     CompareQuery,
@@ -26,16 +29,19 @@ from tunesmith.spec.api import (
     VersionQuery,
     VersionSetPage,
 )
-from tunesmith.spec.artifacts import Manifest
+from tunesmith.spec.artifacts import MANIFEST_NAME, Manifest
 from tunesmith.spec.catalog import (
     AliasView,
     Comparison,
+    LineageGraph,
+    NewVersion,
     NounChange,
     VersionDetail,
     VersionMetrics,
     VersionSetView,
     VersionView,
 )
+from tunesmith.spec.faults import shown
 
 # ---- versions
 
@@ -48,6 +54,34 @@ def list_versions(call: CallNow, query: Annotated[VersionQuery, Query()]) -> Ver
             tag=query.tag, after=query.after, limit=query.limit,
         )  # fmt: skip
     return VersionPage(versions=page.items, next=page.next)
+
+
+def register_version(
+    call: CallNow, new: Annotated[NewVersion, Body()], idempotency_key: IdempotencyKey = None
+) -> Response:
+    """An adapter in PEFT's format that was trained elsewhere becomes a version of a set.
+
+    It is copied, held against its base (by the digest that its file names, else by every matrix's shape), and is ACTIVE
+    when this answers. What it was measured on is taken over where it is told.
+    """
+    route = "POST /api/versions"
+    if (before := made_before(call, idempotency_key, new, route=route)) is not None:
+        return created(show_version(call, before), is_new=False)
+    for field in ("path", "results"):
+        text = getattr(new, field)
+        if text is not None and in_location(text) is None:
+            check_path(call, text, field=field)
+    with inspecting(call):
+        found = publish_adapter(
+            new, state=call.state, environment=call.service.environment, project=call.project
+        )  # fmt: skip
+    above = call.state.highest_result(new.version_set)
+
+    def make(connection: sa.Connection) -> str:
+        return add_adapter(connection, found, project=call.project, actor=call.actor, above=above)
+
+    name, is_new = once(call, idempotency_key, new, route=route, make=make)
+    return created(show_version(call, name), is_new=is_new)
 
 
 def show_version(call: CallNow, version: str) -> VersionDetail:
@@ -93,8 +127,10 @@ def list_files(call: CallNow, version: str) -> FileList:
 
 
 def download_file(call: CallNow, version: str, path: str) -> Response:
-    """One file of an ACTIVE version, by its path in the list."""
+    """One file of an ACTIVE version, by its path in the list, or `manifest.json`, which lists them."""
     uri, manifest, _ = _published(call, version)
+    if path == MANIFEST_NAME:
+        return manifest_file(manifest)
     file = next((file for file in manifest.files if file.path == path), None)
     if file is None:
         raise Unknown(
@@ -107,6 +143,12 @@ def export_version(call: CallNow, version: str) -> Response:
     """All files of an ACTIVE version as one zip."""
     uri, manifest, name = _published(call, version)
     return artifact_zip(call, uri, manifest, name=name)
+
+
+def show_lineage(call: CallNow, version: str) -> LineageGraph:
+    """Its base, its datasets, the versions it went on from, and those that went on from it."""
+    with call.database.read() as connection:
+        return lineage.read_lineage(connection, version, project=call.project)
 
 
 def _published(call: Call, version: str) -> tuple[str, Manifest, str]:
@@ -176,6 +218,12 @@ ROUTES = [
         summary="List model versions", answer=VersionPage,
     ),
     Route(
+        method="POST", path="/api/versions", handler=register_version, permission="version.register",
+        summary="Register an adapter that was trained elsewhere", answer=VersionDetail, status=201, statuses=(200,),
+        refusals=(404, 409), body="json",
+        request_example={"path": "adapters:support/final", "version_set": "support-bot", "base": "our-base"},
+    ),
+    Route(
         method="GET", path=VERSION, handler=show_version, permission="version.read", summary="Show a model version",
         answer=VersionDetail, refusals=(404,),
     ),
@@ -191,6 +239,10 @@ ROUTES = [
     Route(
         method="GET", path=f"{VERSION}/metrics", handler=show_metrics, permission="version.read",
         summary="Metrics of a model version", answer=VersionMetrics, refusals=(404,),
+    ),
+    Route(
+        method="GET", path=f"{VERSION}/lineage", handler=show_lineage, permission="version.read",
+        summary="Where a model version comes from", answer=LineageGraph, refusals=(404,),
     ),
     Route(
         method="GET", path=f"{VERSION}/files", handler=list_files, permission="version.download",

@@ -73,7 +73,11 @@ def _keep_copy(name: str | None, connection: sa.Connection, *, to: str) -> None:
         return  # another process was first
     partial = Path(name + ".before-upgrade.tmp")
     partial.unlink(missing_ok=True)
-    with closing(sqlite3.connect(name)) as source, closing(sqlite3.connect(partial)) as sink:
-        source.backup(sink)
+    try:
+        with closing(sqlite3.connect(name)) as source, closing(sqlite3.connect(partial)) as sink:
+            source.backup(sink)
+    except sqlite3.OperationalError:
+        partial.unlink(missing_ok=True)  # a full disk: what there is of the copy would only take room
+        raise
     partial.chmod(0o600)
     partial.replace(name + ".before-upgrade")

@@ -1,0 +1,124 @@
+"""Where an operation runs: Triton on a GPU, the plain reference elsewhere. Each kernel file holds both.
+
+Triton comes with torch's CUDA build; without it the reference runs on a GPU too, slowly. `forced` chooses
+otherwise, for tests. What every kernel shares stands here: the hash of the dropout masks, and how a launch is
+shaped.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from contextvars import ContextVar
+from functools import cache
+from typing import Any, Literal, NamedTuple
+
+import torch
+from torch import Tensor
+
+triton: Any = None
+tl: Any = None
+if torch.version.cuda is not None or os.environ.get("TRITON_INTERPRET") == "1":  # else of no use, and slow to import
+    with suppress(ImportError):
+        import triton
+        import triton.language as tl
+
+HAS_TRITON = triton is not None
+_FORCED: ContextVar[Literal["reference", "kernels"] | None] = ContextVar("forced", default=None)
+# Token counts are padded to it: no kernel needs a mask over rows, and products come in few sizes (each new one is
+# looked up by cuBLAS, and its kernel loaded, once).
+ROW_MULTIPLE = 128
+MINIMUM_RANK = 16  # the smallest side of a matrix unit's tile; adapters of a lower rank are padded with zeros
+
+
+def jit(function: Any = None, **options: Any) -> Any:
+    """`triton.jit`, which looks at TRITON_INTERPRET when a kernel is defined; without Triton the function as it is."""
+    if function is None:
+        return lambda given: jit(given, **options)
+    return triton.jit(function, **options) if HAS_TRITON else function
+
+
+class Launch(NamedTuple):
+    """Rows and columns of a tile, warps of a program, depth of its pipeline."""
+
+    rows: int
+    columns: int
+    warps: int
+    stages: int
+
+    def options(self) -> dict[str, int]:
+        return {} if os.environ.get("TRITON_INTERPRET") == "1" else {"num_warps": self.warps, "num_stages": self.stages}
+
+
+def runs_triton(tensor: Tensor) -> bool:
+    forced = _FORCED.get()
+    if not HAS_TRITON or forced == "reference":
+        return False
+    return forced == "kernels" or (tensor.is_cuda and triton_fault(tensor.device) is None)
+
+
+@contextmanager
+def forced(what: Literal["reference", "kernels"]) -> Iterator[None]:
+    """For tests: the plain reference on any device, or kernels on CPU tensors in Triton's interpreter.
+
+    The interpreter needs TRITON_INTERPRET=1 before the first import of this package.
+    """
+    if what == "kernels" and not HAS_TRITON:
+        raise RuntimeError("triton is not installed")
+    token = _FORCED.set(what)
+    try:
+        yield
+    finally:
+        _FORCED.reset(token)
+
+
+def fitting(launch: Launch, *, columns: int) -> Launch:
+    """The launch with a tile width that divides `columns`."""
+    width = launch.columns
+    while columns % width:
+        width //= 2
+    if width < MINIMUM_RANK:
+        raise ValueError(f"{columns} columns are no multiple of {MINIMUM_RANK}")
+    return launch._replace(columns=width)
+
+
+def padded_rank(rank: int) -> int:
+    """The power of two, at least MINIMUM_RANK, that holds `rank`."""
+    return max(MINIMUM_RANK, 1 << (rank - 1).bit_length())
+
+
+@jit
+def _count(out_ptr):
+    tl.store(out_ptr + tl.arange(0, 16), tl.arange(0, 16))
+
+
+@cache
+def triton_fault(device: torch.device) -> str | None:
+    """Why kernels do not run on the device, in the words of what failed; None where a small one does.
+
+    Triton builds its launcher with the machine's C compiler and its code with CUDA's assembler: either may be missing.
+    """
+    out_S = torch.empty(16, dtype=torch.int32, device=device)
+    try:
+        _count[(1,)](out_S)
+        found = out_S.tolist()
+    except Exception as error:  # noqa: BLE001  # whatever a compiler, an assembler or a driver raises
+        return f"{type(error).__name__}: {' '.join(str(error).split())[:200]}"
+    return None if found == list(range(16)) else f"a kernel gave {found[:4]}... where 0, 1, 2, 3... was due"
+
+
+@jit
+def odd_keys(values, key):
+    """`dropout._keys_32` in a kernel."""
+    h = values.to(tl.uint32) * 0x9E3779B1 + key.to(tl.uint32)
+    h = (h ^ (h >> 16)) * 0x7FEB352D
+    h = (h ^ (h >> 15)) * 0x846CA68B
+    return (h ^ (h >> 16)) | 1
+
+
+@jit
+def site_hash(row_keys, column_keys):
+    """One hash an element; `dropout.site_mask` says how it decides."""
+    h = row_keys[:, None] * column_keys[None, :]
+    return (h ^ (h >> 16)) * 0x7FEB352D

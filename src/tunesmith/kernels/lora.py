@@ -1,0 +1,374 @@
+# pyright: reportPossiblyUnboundVariable=false, reportOperatorIssue=false, reportAttributeAccessIssue=false, reportInvalidTypeForm=false
+"""The adapters of projections that share an input: inner values forward, input gradient and dA backward.
+
+    forward   u_j = drop_j(x) A_j^T / keep
+    backward  dx += sum_j drop_j(du_j A_j) / keep;   dA_j += du_j^T drop_j(x) / keep        (du_j = s dy_j B_j)
+
+The masks are a hash of place, feature and step (`dropout.site_mask`), made again in the backward pass: none is stored.
+The source of x is x itself or, after a norm, h, whose x = h * rstd * w is made again in the same pass. The products
+with B belong to the caller, who folds them into the base's own (`models/decoder.py`).
+
+Dimensions: T tokens (a multiple of ROW_MULTIPLE), K features, G projections (1 to 3), R their padded rank, I = G R.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from tunesmith.kernels.backend import Launch, fitting, jit, odd_keys, runs_triton, site_hash, tl, triton
+from tunesmith.kernels.dropout import site_bits, site_keep_rate, site_mask, site_threshold
+
+# H100, 8,192 tokens of 4,096 features, rank 32 (benchmarks/bench_kernels.py)
+FORWARD = Launch(rows=32, columns=128, warps=4, stages=3)
+BACKWARD = Launch(rows=64, columns=64, warps=4, stages=2)
+SPLITS = 8  # of the tokens in the backward pass: enough programs for 132 multiprocessors; 4 and 16 are slower
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Projection:
+    """What the adapters of one site need beside their input.
+
+    a_IK: A of the projections, one below the other, in the activations' dtype. places_T: int32, each token's place in
+    the step. step, site: keys of the masks (`dropout.step_key`, `site_key`). probability: 0 outside of training.
+    """
+
+    a_IK: Tensor
+    count: int
+    rank: int
+    places_T: Tensor
+    step: int
+    site: int
+    probability: float
+
+    @property
+    def bits(self) -> int:
+        return site_bits(self.count)
+
+    @property
+    def threshold(self) -> int:
+        return site_threshold(self.probability, self.count)
+
+    @property
+    def scale(self) -> float:
+        return 1.0 / site_keep_rate(self.probability, self.count)
+
+    def mask(self, index: int) -> Tensor:
+        """(T, K) bool of projection `index`."""
+        return site_mask(
+            self.places_T,
+            step=self.step,
+            site=self.site,
+            num_features=self.a_IK.shape[1],
+            count=self.count,
+            index=index,
+            probability=self.probability,
+        )
+
+    def rows(self, index: int) -> slice:
+        return slice(index * self.rank, (index + 1) * self.rank)
+
+    @staticmethod
+    def none(tensor: Tensor) -> Projection:
+        """No adapter, for kernels that are handed one whatever comes."""
+        return Projection(a_IK=tensor, count=0, rank=16, places_T=tensor, step=0, site=0, probability=0.0)
+
+
+def project_reference(x_TK: Tensor, projection: Projection) -> Tensor:
+    """(T, I): the u_j side by side."""
+    u: list[Tensor] = []
+    for index in range(projection.count):
+        kept_TK = x_TK * projection.mask(index) if projection.probability else x_TK
+        u.append((kept_TK @ projection.a_IK[projection.rows(index)].t()).mul_(projection.scale))
+    return torch.cat(u, 1)
+
+
+def project(x_TK: Tensor, projection: Projection, *, width: int, launch: Launch = FORWARD) -> tuple[Tensor, Tensor]:
+    """([x | u | 0] of `width` columns, u alone)."""
+    T, K = x_TK.shape
+    inner = projection.count * projection.rank
+    wide_TL = torch.empty(T, width, dtype=x_TK.dtype, device=x_TK.device)
+    inner_TI = torch.empty(T, inner, dtype=x_TK.dtype, device=x_TK.device)
+    if not runs_triton(x_TK):
+        inner_TI.copy_(project_reference(x_TK, projection))
+        wide_TL[:, :K] = x_TK
+        wide_TL[:, K : K + inner] = inner_TI
+        wide_TL[:, K + inner :] = 0
+        return wide_TL, inner_TI
+    launch = fitting(launch, columns=K)
+    _forward[(T // launch.rows,)](
+        x_TK, wide_TL, inner_TI, projection.a_IK, projection.places_T, projection.step, projection.site,
+        projection.scale,
+        LDS=x_TK.stride(0), K=K, LDX=width, G=projection.count, R=projection.rank, BITS=projection.bits,
+        THRESHOLD=projection.threshold, BM=launch.rows, BK=launch.columns, PAD=width - K - inner, **launch.options(),
+    )  # fmt: skip
+    return wide_TL, inner_TI
+
+
+def project_backward_reference(
+    dx_TK: Tensor | None,
+    du_TI: Tensor,
+    source_TK: Tensor,
+    projection: Projection,
+    *,
+    rstd_T: Tensor | None = None,
+    weight_K: Tensor | None = None,
+) -> tuple[Tensor | None, Tensor]:
+    x_TK = source_TK
+    if rstd_T is not None and weight_K is not None:
+        x_TK = (source_TK.float() * rstd_T[:, None] * weight_K.float()).to(source_TK.dtype)
+    da: list[Tensor] = []
+    through_TK: Tensor | None = None
+    for index in range(projection.count):
+        rows = projection.rows(index)
+        mask_TK = projection.mask(index) if projection.probability else None
+        kept_TK = x_TK if mask_TK is None else x_TK * mask_TK
+        da.append((du_TI[:, rows].t() @ kept_TK).float().mul_(projection.scale))
+        if dx_TK is not None:
+            part_TK = (du_TI[:, rows] @ projection.a_IK[rows]).float().mul_(projection.scale)
+            part_TK = part_TK if mask_TK is None else part_TK.mul_(mask_TK)
+            through_TK = part_TK if through_TK is None else through_TK.add_(part_TK)
+    if dx_TK is None or through_TK is None:
+        return None, torch.cat(da)
+    return through_TK.add_(dx_TK).to(source_TK.dtype), torch.cat(da)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Gradient:
+    """Where a sum goes: into_rK += factor * sum. float32, the first r of R ranks; may be a transposed view."""
+
+    into_rK: Tensor
+    factor: float = 1.0
+
+
+def project_backward(
+    dx_TK: Tensor | None,
+    du_TI: Tensor,
+    source_TK: Tensor,
+    projection: Projection,
+    gradients: Sequence[Gradient | None],
+    *,
+    rstd_T: Tensor | None = None,
+    weight_K: Tensor | None = None,
+    launch: Launch = BACKWARD,
+) -> Tensor | None:
+    """dx with the adapters' part added (None if dx is None); dA_j is added to `gradients[j]`, unless that is None.
+
+    dx_TK, du_TI: may be column slices of one tensor. du_TI: its first I columns count. source_TK: x, or h where rstd
+    and the norm's weight are given.
+    """
+    T, K = source_TK.shape
+    if not runs_triton(source_TK):
+        out_TK, da_IK = project_backward_reference(
+            dx_TK, du_TI, source_TK, projection, rstd_T=rstd_T, weight_K=weight_K
+        )
+        add_parts(da_IK.unsqueeze(0), gradients, rank=projection.rank)
+        return out_TK
+    launch = fitting(launch, columns=K)
+    splits, per_split = split_tokens(T, rows=launch.rows)
+    out_TK = None if dx_TK is None else torch.empty(T, K, dtype=source_TK.dtype, device=source_TK.device)
+    parts_SIK = torch.empty(splits, *projection.a_IK.shape, dtype=torch.float32, device=source_TK.device)
+    _backward[(K // launch.columns, splits)](
+        source_TK if dx_TK is None else dx_TK, du_TI, source_TK,
+        source_TK if rstd_T is None else rstd_T, source_TK if weight_K is None else weight_K,
+        projection.a_IK, source_TK if out_TK is None else out_TK, parts_SIK, projection.places_T,
+        projection.step, projection.site, projection.scale, per_split, T,
+        LDDX=0 if dx_TK is None else dx_TK.stride(0), LDDU=du_TI.stride(0), K=K, G=projection.count,
+        R=projection.rank, BITS=projection.bits, THRESHOLD=projection.threshold, HAS_NORM=rstd_T is not None,
+        NEEDS_DX=dx_TK is not None, BM=launch.rows, BK=launch.columns, **launch.options(),
+    )  # fmt: skip
+    add_parts(parts_SIK, gradients, rank=projection.rank)
+    return out_TK
+
+
+def split_tokens(tokens: int, *, rows: int) -> tuple[int, int]:
+    """(splits, tokens of each but the last, which may be shorter), in whole tiles of `rows`."""
+    tiles = tokens // rows
+    per_split = -(-tiles // SPLITS)
+    return -(-tiles // per_split), per_split * rows
+
+
+def add_parts(parts_SIK: Tensor, gradients: Sequence[Gradient | None], *, rank: int) -> None:
+    """gradients[j] += its factor * (parts summed over S)[j R : j R + r], in one pass over the parts."""
+    splits, _, K = parts_SIK.shape
+    if not runs_triton(parts_SIK):
+        for index, gradient in enumerate(gradients):
+            if gradient is not None:
+                first = index * rank
+                total_rK = parts_SIK[:, first : first + gradient.into_rK.shape[0]].sum(0)
+                gradient.into_rK.add_(total_rK, alpha=gradient.factor)
+        return
+    filled = [*gradients, *([None] * (3 - len(gradients)))]
+    into = [parts_SIK if gradient is None else gradient.into_rK for gradient in filled]
+    strides = [(0, 0) if gradient is None else gradient.into_rK.stride() for gradient in filled]
+    wanted = [gradient is not None for gradient in filled]
+    kept = next((gradient.into_rK.shape[0] for gradient in filled if gradient is not None), 0)
+    _add_parts[(triton.cdiv(K, 64),)](
+        parts_SIK, *into, *(0.0 if gradient is None else gradient.factor for gradient in filled), kept,
+        *strides[0], *strides[1], *strides[2], *wanted, K=K, S=splits, G=len(gradients), R=rank, BK=64,
+        **Launch(rank, 64, 4, 1).options(),
+    )  # fmt: skip
+
+
+@jit(do_not_specialize=["step", "site"])
+def _forward(
+    x_ptr, wide_ptr, inner_ptr, a_ptr, places_ptr, step, site, scale,
+    LDS: tl.constexpr, K: tl.constexpr, LDX: tl.constexpr, G: tl.constexpr, R: tl.constexpr, BITS: tl.constexpr,
+    THRESHOLD: tl.constexpr, BM: tl.constexpr, BK: tl.constexpr, PAD: tl.constexpr,
+):  # fmt: skip
+    first = tl.program_id(0).to(tl.int64) * BM
+    rows = tl.arange(0, BM)
+    x_ptr += first * LDS
+    wide_ptr += first * LDX
+    if THRESHOLD > 0:
+        keys = odd_keys(tl.load(places_ptr + first + rows), step)
+    inner = tl.arange(0, R)
+    u0 = tl.zeros((BM, R), tl.float32)
+    u1 = tl.zeros((BM, R), tl.float32)
+    u2 = tl.zeros((BM, R), tl.float32)
+    for k in range(0, K, BK):
+        columns = k + tl.arange(0, BK)
+        x = tl.load(x_ptr + rows[:, None] * LDS + columns[None, :])
+        tl.store(wide_ptr + rows[:, None] * LDX + columns[None, :], x)
+        a = a_ptr + inner[None, :] * K + columns[:, None]
+        kept = x
+        if THRESHOLD > 0:
+            bits = site_hash(keys, odd_keys(columns, site))
+            kept = tl.where(bits >= THRESHOLD, x, 0.0)
+        u0 = tl.dot(kept, tl.load(a), u0, input_precision="ieee")
+        if G > 1:
+            if THRESHOLD > 0:
+                kept = tl.where((bits << BITS) >= THRESHOLD, x, 0.0)
+            u1 = tl.dot(kept, tl.load(a + R * K), u1, input_precision="ieee")
+        if G > 2:
+            if THRESHOLD > 0:
+                kept = tl.where((bits << (2 * BITS)) >= THRESHOLD, x, 0.0)
+            u2 = tl.dot(kept, tl.load(a + 2 * R * K), u2, input_precision="ieee")
+    wide = wide_ptr + rows[:, None] * LDX + K + inner[None, :]
+    alone = inner_ptr + (first + rows[:, None]) * (G * R) + inner[None, :]
+    tl.store(wide, u0 * scale)
+    tl.store(alone, u0 * scale)
+    if G > 1:
+        tl.store(wide + R, u1 * scale)
+        tl.store(alone + R, u1 * scale)
+    if G > 2:
+        tl.store(wide + 2 * R, u2 * scale)
+        tl.store(alone + 2 * R, u2 * scale)
+    for k in range(0, PAD, 16):
+        at = k + tl.arange(0, 16)
+        place = wide_ptr + rows[:, None] * LDX + K + G * R + at[None, :]
+        tl.store(place, tl.zeros((BM, 16), tl.float32), mask=(at < PAD)[None, :])
+
+
+@jit(do_not_specialize=["step", "site", "per_split", "tokens"])
+def _backward(
+    dx_ptr, du_ptr, source_ptr, rstd_ptr, weight_ptr, a_ptr, out_ptr, parts_ptr, places_ptr, step, site, scale,
+    per_split, tokens,
+    LDDX: tl.constexpr, LDDU: tl.constexpr, K: tl.constexpr, G: tl.constexpr, R: tl.constexpr, BITS: tl.constexpr,
+    THRESHOLD: tl.constexpr, HAS_NORM: tl.constexpr, NEEDS_DX: tl.constexpr, BM: tl.constexpr, BK: tl.constexpr,
+):  # fmt: skip
+    """One program: BK columns, the tokens of one split. A stays in registers, and so do the sums of dA."""
+    columns = tl.program_id(0) * BK + tl.arange(0, BK)
+    split = tl.program_id(1).to(tl.int64)
+    inner = tl.arange(0, R)
+    rows = tl.arange(0, BM)
+    column_keys = odd_keys(columns, site)
+    a0 = tl.load(a_ptr + inner[:, None] * K + columns[None, :])
+    da0 = tl.zeros((R, BK), tl.float32)
+    if G > 1:
+        a1 = tl.load(a_ptr + (R + inner[:, None]) * K + columns[None, :])
+        da1 = tl.zeros((R, BK), tl.float32)
+    if G > 2:
+        a2 = tl.load(a_ptr + (2 * R + inner[:, None]) * K + columns[None, :])
+        da2 = tl.zeros((R, BK), tl.float32)
+    if HAS_NORM:
+        weight = tl.load(weight_ptr + columns).to(tl.float32)
+    begin = split * per_split
+    dx_ptr += begin * LDDX
+    du_ptr += begin * LDDU
+    source_ptr += begin * K
+    out_ptr += begin * K
+    for m in range(0, tl.minimum(per_split, tokens - begin), BM):
+        local = m + rows
+        at = local[:, None] * K + columns[None, :]
+        x = tl.load(source_ptr + at)
+        if HAS_NORM:
+            x = (x.to(tl.float32) * tl.load(rstd_ptr + begin + local)[:, None] * weight[None, :]).to(x.dtype)
+        du = du_ptr + local[:, None] * LDDU + inner[None, :]
+        u = tl.load(du)
+        kept = x
+        if THRESHOLD > 0:
+            bits = site_hash(odd_keys(tl.load(places_ptr + begin + local), step), column_keys)
+            keep = bits >= THRESHOLD
+            kept = tl.where(keep, x, 0.0)
+        da0 = tl.dot(tl.trans(u), kept, da0, input_precision="ieee")
+        if NEEDS_DX:
+            through = tl.dot(u, a0, input_precision="ieee")
+            if THRESHOLD > 0:
+                through = tl.where(keep, through, 0.0)
+        if G > 1:
+            u = tl.load(du + R)
+            if THRESHOLD > 0:
+                keep = (bits << BITS) >= THRESHOLD
+                kept = tl.where(keep, x, 0.0)
+            da1 = tl.dot(tl.trans(u), kept, da1, input_precision="ieee")
+            if NEEDS_DX:
+                part = tl.dot(u, a1, input_precision="ieee")
+                if THRESHOLD > 0:
+                    part = tl.where(keep, part, 0.0)
+                through += part
+        if G > 2:
+            u = tl.load(du + 2 * R)
+            if THRESHOLD > 0:
+                keep = (bits << (2 * BITS)) >= THRESHOLD
+                kept = tl.where(keep, x, 0.0)
+            da2 = tl.dot(tl.trans(u), kept, da2, input_precision="ieee")
+            if NEEDS_DX:
+                part = tl.dot(u, a2, input_precision="ieee")
+                if THRESHOLD > 0:
+                    part = tl.where(keep, part, 0.0)
+                through += part
+        if NEEDS_DX:
+            out = tl.load(dx_ptr + local[:, None] * LDDX + columns[None, :]).to(tl.float32) + through * scale
+            tl.store(out_ptr + at, out)
+    parts = parts_ptr + split * (G * R * K) + inner[:, None] * K + columns[None, :]
+    tl.store(parts, da0 * scale)
+    if G > 1:
+        tl.store(parts + R * K, da1 * scale)
+    if G > 2:
+        tl.store(parts + 2 * R * K, da2 * scale)
+
+
+@jit
+def _add_parts(
+    parts_ptr, into0, into1, into2, factor0, factor1, factor2, kept,
+    SR0: tl.constexpr, SK0: tl.constexpr, SR1: tl.constexpr, SK1: tl.constexpr, SR2: tl.constexpr, SK2: tl.constexpr,
+    WANTED0: tl.constexpr, WANTED1: tl.constexpr, WANTED2: tl.constexpr,
+    K: tl.constexpr, S: tl.constexpr, G: tl.constexpr, R: tl.constexpr, BK: tl.constexpr,
+):  # fmt: skip
+    columns = (tl.program_id(0) * BK + tl.arange(0, BK))[None, :]
+    rank = tl.arange(0, R)[:, None]
+    ok = columns < K
+    if WANTED0:
+        total = _sum_parts(parts_ptr + rank * K + columns, ok, G * R * K, S) * factor0
+        at = into0 + rank * SR0 + columns * SK0
+        tl.store(at, tl.load(at, mask=ok & (rank < kept), other=0.0) + total, mask=ok & (rank < kept))
+    if WANTED1:
+        total = _sum_parts(parts_ptr + (R + rank) * K + columns, ok, G * R * K, S) * factor1
+        at = into1 + rank * SR1 + columns * SK1
+        tl.store(at, tl.load(at, mask=ok & (rank < kept), other=0.0) + total, mask=ok & (rank < kept))
+    if WANTED2:
+        total = _sum_parts(parts_ptr + (2 * R + rank) * K + columns, ok, G * R * K, S) * factor2
+        at = into2 + rank * SR2 + columns * SK2
+        tl.store(at, tl.load(at, mask=ok & (rank < kept), other=0.0) + total, mask=ok & (rank < kept))
+
+
+@jit
+def _sum_parts(at, ok, stride, S: tl.constexpr):
+    total = tl.load(at, mask=ok, other=0.0)
+    for s in range(1, S):
+        total += tl.load(at + s * stride, mask=ok, other=0.0)
+    return total

@@ -1,0 +1,87 @@
+"""Which code computes the layers of a run, and how: set up once, after the adapter is on; changed when memory asks.
+
+In: the model with its adapter, and what the plan settled. Out: a `Path` that tells what runs and why, with the layers
+compiled or computed twice as settled. Nothing here changes what is computed.
+"""
+
+from __future__ import annotations
+
+from importlib import util
+from typing import Literal
+
+import torch
+from torch import nn
+
+from tunesmith.errors import MachineCannot
+from tunesmith.kernels.backend import triton_fault
+from tunesmith.models.decoder import Decoder, why_not
+from tunesmith.models.layers import checkpoint_layers, compile_layers, decoder_layers, uncompile_layers
+from tunesmith.spec.models import ModelFacts
+from tunesmith.spec.paths import why_not_fast
+from tunesmith.spec.training import TrainingSettings
+
+
+class Path:
+    """What runs: name, reason, whether it is compiled, and how many layers are computed twice.
+
+    triton_fault: what Triton failed with here, though it is installed.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        *,
+        name: Literal["fast", "generic"],
+        reason: str,
+        decoder: Decoder | None = None,
+        triton_fault: str | None = None,
+    ) -> None:
+        self._model = model
+        self.triton_fault = triton_fault
+        self._decoder = decoder
+        self.name: Literal["fast", "generic"] = name
+        self.reason = reason
+        self.is_compiled = False
+        self.checkpointed_layers = 0
+
+    @property
+    def num_layers(self) -> int:
+        return len(decoder_layers(self._model))
+
+    def compile(self) -> None:
+        compile_layers(self._model)
+        self.is_compiled = True
+
+    def uncompile(self) -> None:
+        uncompile_layers(self._model)
+        self.is_compiled = False
+
+    def checkpoint(self, count: int) -> None:
+        if self._decoder is not None:
+            self._decoder.recomputed = count
+        else:
+            checkpoint_layers(self._model, count)
+        self.checkpointed_layers = count
+
+
+def set_up_path(model: nn.Module, *, facts: ModelFacts, settings: TrainingSettings, device: torch.device) -> Path:
+    """Raises MachineCannot where the path that was asked for cannot compute this run."""
+    has_triton = util.find_spec("triton") is not None
+    fault = triton_fault(device) if has_triton and device.type == "cuda" else None
+    obstacle = why_not_fast(facts, settings, device=device.type, has_triton=has_triton)
+    if obstacle is None and fault is not None:
+        obstacle = f"Triton, which its kernels are written in, fails on this machine: {fault}"
+    if obstacle is None and settings.path != "generic":
+        obstacle = why_not(model, settings)
+    if settings.path == "fast" and obstacle is not None:
+        raise MachineCannot("PATH_NOT_POSSIBLE", f"The fast path cannot compute this run: {obstacle}.", field="path")
+    if obstacle is None and settings.path != "generic":
+        path = Path(model, name="fast", reason="as planned", decoder=Decoder(model, settings=settings))
+        path.checkpoint(0 if settings.checkpointed_layers == "auto" else settings.checkpointed_layers)
+        return path
+    reason = obstacle if settings.path == "auto" and obstacle else "as planned"
+    path = Path(model, name="generic", reason=reason, triton_fault=fault)
+    path.checkpoint(0 if settings.checkpointed_layers == "auto" else settings.checkpointed_layers)
+    if settings.compile_layers != "off" and device.type == "cuda" and has_triton and fault is None:
+        path.compile()
+    return path

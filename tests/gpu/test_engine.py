@@ -1,0 +1,80 @@
+"""The engine on a GPU: as near to float32 as transformers' own bf16, and a run that learns as float32 does.
+
+The kernels alone are held against their references in `tests/kernels`, in Triton's interpreter or, where there is a
+GPU, on it. `python -m pytest tests/gpu tests/kernels`; without a GPU everything here is skipped.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import pytest
+import torch
+from torch import Tensor
+
+from tests.cli.conftest import Done, home, tunesmith
+from tests.models.conftest import MakeModel, make_model
+from tests.models.test_decoder import CASES, batch, gradients, off
+from tunesmith.bundled import TRAINING_ROWS
+from tunesmith.models.base import load_base
+from tunesmith.models.decoder import Decoder
+from tunesmith.models.inspect import inspect_model
+from tunesmith.models.lora import adapter_parameters, inject, set_dropout_position
+from tunesmith.spec.training import TrainingSettings
+from tunesmith.train.step import forward_scores
+
+__all__ = ["home", "make_model", "tunesmith"]
+pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="there is no GPU")
+DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+SIZES = {"hidden_size": 256, "num_attention_heads": 4, "num_key_value_heads": 2, "head_dim": 64}
+RANK = 16
+
+
+def passed(make_model: MakeModel, case: str, *, dtype: torch.dtype, is_fast: bool) -> tuple[Tensor, dict[str, Tensor]]:
+    """Negative log-likelihoods of learned tokens, and the adapter's gradients, after the same random adapter."""
+    name, changes = CASES[case]
+    facts = inspect_model(make_model(name, **(changes | SIZES)), "test/model")
+    model = load_base(facts, dtype=dtype, device=DEVICE)
+    settings = TrainingSettings(lora_rank=RANK, lora_dropout=0.0)
+    inject(model, settings=settings)
+    generator = torch.Generator().manual_seed(1)
+    for parameter in adapter_parameters(model).values():
+        parameter.data += (0.05 * torch.randn(parameter.shape, generator=generator)).to(DEVICE, parameter.dtype)
+    given = batch([37, 20, 11, 60])
+    if is_fast:
+        decoder = Decoder(model, settings=settings)
+        decoder.refresh(is_enabled=True)
+        decoder.train(given, seed=1, step=1, divisor=given.num_learned)
+        found = gradients(model)
+        with torch.no_grad():
+            return decoder.scores(given).nll_N, found
+    set_dropout_position(model, seed=1, step=1, offset=0)
+    scores = forward_scores(model, given, device=DEVICE)
+    (scores.loss_sum / given.num_learned).backward()
+    return scores.nll_N.detach(), gradients(model)
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_the_fast_path_is_as_near_to_float32_as_bf16_is(make_model: MakeModel, case: str) -> None:
+    nll, gradient = passed(make_model, case, dtype=torch.float32, is_fast=False)
+    plain_nll, plain_gradient = passed(make_model, case, dtype=torch.bfloat16, is_fast=False)
+    fast_nll, fast_gradient = passed(make_model, case, dtype=torch.bfloat16, is_fast=True)
+    assert off(fast_nll, nll) < 1.25 * off(plain_nll, nll) + 1e-3
+
+    def whole(of: dict[str, Tensor]) -> Tensor:
+        return torch.cat([of[name].double().flatten() for name in sorted(gradient)])
+
+    assert off(whole(fast_gradient), whole(gradient)) < max(0.02, 1.25 * off(whole(plain_gradient), whole(gradient)))
+
+
+def test_a_run_learns_as_in_float32(tunesmith: Callable[..., Done]) -> None:
+    """The same rows and settings; the dropout masks differ from path to path, so the losses agree within noise."""
+
+    def run(path: str, precision: str) -> float:
+        options = ("--epochs", "3", "--path", path, "--precision", precision, "--json")
+        done = tunesmith("finetune", "tunesmith/demo", str(TRAINING_ROWS), *options)
+        assert done.code == 0, done.err
+        assert done.json["path"] == path
+        return done.json["epochs"][-1]["validation"]["loss"]
+
+    assert run("fast", "bf16") == pytest.approx(run("generic", "float32"), rel=0.005)
