@@ -239,6 +239,7 @@ def test_the_list_is_filtered_paged_and_clean(page: Page, served: Served, datase
 def with_steps(served: Served, job_id: str, steps: int) -> None:
     """A run that made so many steps, as its worker would have told it."""
     with closing(sqlite3.connect(served.home / "state.db")) as connection, connection:
+        connection.execute("BEGIN IMMEDIATE")  # the server still tells of the job's end meanwhile
         first = connection.execute("SELECT num_events FROM jobs WHERE job_id = ?", (job_id,)).fetchone()[0]
         rows = (
             (job_id, first + step, "step", json.dumps({
@@ -256,6 +257,7 @@ def with_steps(served: Served, job_id: str, steps: int) -> None:
 def test_a_run_of_100_000_steps_is_thinned_and_exact_when_zoomed(page: Page, served: Served, dataset: str) -> None:
     job_id = submitted(served, dataset)
     served.ask("POST", f"/api/jobs/{job_id}/cancel")
+    until(lambda: served.ask("GET", f"/api/jobs/{job_id}")["state"] == "CANCELED", "the job's end")
     with_steps(served, job_id, STEPS)
     with page.expect_response(lambda answer: "/curves" in answer.url) as asked:
         page.goto(f"{served.url}/jobs/{job_id}")
