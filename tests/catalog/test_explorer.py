@@ -31,7 +31,7 @@ def names(connection: sa.Connection, **query: Any) -> list[str]:
 def register(connection: sa.Connection, name: str, **fields: Any) -> None:
     hub = {key: fields.pop(key) for key in ("hub_id", "revision") if key in fields}
     new = NewBaseModel.model_validate({"name": name, "path": f"/models/{name}"} | fields)
-    register_model(connection, new, project=PROJECT, facts=make.facts(name), actor="me", **hub)
+    register_model(connection, new, facts=make.facts(name), actor="me", **hub)
 
 
 def test_before_anything_is_registered_it_shows_the_bundled_model_and_all_known_ones(

@@ -35,27 +35,25 @@ from tunesmith.spec.jobs import JobState
 
 def register(connection: sa.Connection, name: str = "acme/base") -> None:
     new = NewBaseModel(name=name, path="/models/base", tags={"size": "small"})
-    models.register_model(connection, new, project=PROJECT, facts=make.facts(), actor="a")
+    models.register_model(connection, new, facts=make.facts(), actor="a")
 
 
 def test_the_bundled_model_is_always_there_and_first(connection: sa.Connection) -> None:
     register(connection)
-    page = models.list_models(connection, project=PROJECT)
+    page = models.list_models(connection)
     assert [model.name for model in page.items] == [MODEL_NAME, "acme/base"]
-    bundled = models.find_model(connection, MODEL_NAME, project=PROJECT)
+    bundled = models.find_model(connection, MODEL_NAME)
     assert (bundled.is_bundled, bundled.path, bundled.facts) == (True, str(MODEL_FOLDER), bundled_facts())
-    assert [model.name for model in models.list_models(connection, project=PROJECT, search="acme").items] == [
-        "acme/base"
-    ]
+    assert [model.name for model in models.list_models(connection, search="acme").items] == ["acme/base"]
 
 
 def test_the_bundled_model_is_neither_taken_changed_nor_deleted(connection: sa.Connection) -> None:
     with pytest.raises(Conflict, match=MODEL_NAME):
         register(connection, MODEL_NAME)
     with pytest.raises(Conflict, match="changed"):
-        models.change_model(connection, MODEL_NAME, BaseModelChange(description="x"), project=PROJECT, actor="a")
+        models.change_model(connection, MODEL_NAME, BaseModelChange(description="x"), actor="a")
     with pytest.raises(Conflict, match="deleted"):
-        models.delete_model(connection, MODEL_NAME, project=PROJECT, actor="a")
+        models.delete_model(connection, MODEL_NAME, project="default", actor="a")
 
 
 def test_a_base_model_is_not_deleted_while_a_version_needs_it(state: State) -> None:
@@ -63,15 +61,15 @@ def test_a_base_model_is_not_deleted_while_a_version_needs_it(state: State) -> N
         register(connection)
     version = state.version(base_name="acme/base")
     with state.database.write() as connection, pytest.raises(Conflict, match=version) as caught:
-        models.delete_model(connection, "acme/base", project=PROJECT, actor="a")
+        models.delete_model(connection, "acme/base", project="default", actor="a")
     assert caught.value.code == "MODEL_IN_USE"
     failed = state.version(base_name="acme/other", state=VersionState.FAILED)
     assert failed == "bot:2"
     with state.database.write() as connection:
         register(connection, "acme/other")
-        models.delete_model(connection, "acme/other", project=PROJECT, actor="a")
+        models.delete_model(connection, "acme/other", project="default", actor="a")
         with pytest.raises(Unknown):
-            models.find_model(connection, "acme/other", project=PROJECT)
+            models.find_model(connection, "acme/other")
 
 
 @pytest.mark.parametrize("name", ["", "/x", "a/b/c", "../x", "a b", "a/.hidden", "-x", "x" * 97])

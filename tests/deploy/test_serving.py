@@ -91,15 +91,15 @@ def until(condition: Any) -> None:
 def test_what_is_no_model_here_is_unknown(pool: ServingPool) -> None:
     for target in ("nothing", "set:1", "set@prod", "set:x", "a/b", "../tiny", "/etc"):
         with pytest.raises(Unknown):
-            pool.find(target)
+            pool.find(target, project="default")
     with pytest.raises(InputRefused, match="too long"):
-        pool.find("0" * 300, allows_folders=True)
+        pool.find("0" * 300, project="default", allows_folders=True)
 
 
 def test_a_version_in_creation_is_not_served(pool: ServingPool, state: State) -> None:
     name = in_creation(state, version_set="soon")
     with pytest.raises(Unknown) as refused:
-        pool.find(name)
+        pool.find(name, project="default")
     assert refused.value.code == "VERSION_NOT_ACTIVE"
 
 
@@ -108,12 +108,12 @@ def test_an_alias_is_pinned_to_the_version_that_it_points_at(
     pool: ServingPool, state: State, artifacts: dict[str, Path]
 ) -> None:
     first = publish(state, artifacts["chat"], version_set="pinned", alias="prod")
-    before = pool.find("pinned@prod")
+    before = pool.find("pinned@prod", project="default")
     second = publish(state, artifacts["plain"], version_set="pinned", alias="prod")
-    after = pool.find("pinned@prod")
+    after = pool.find("pinned@prod", project="default")
     assert (before.name, after.name) == (first, second)
     assert before.fingerprint != after.fingerprint
-    assert before.fingerprint == pool.find(first).fingerprint
+    assert before.fingerprint == pool.find(first, project="default").fingerprint
     assert (before.render, after.render) == ("chat", "plain")
 
 
@@ -144,7 +144,7 @@ def test_a_damaged_artifact_is_refused_by_its_files_name(
     assert refused.value.code == "ARTIFACT_DAMAGED" and "adapter_model.safetensors" in refused.value.message
     (copy / "job.json").write_text("{}")
     with pytest.raises(InputRefused) as refused:
-        pool.find(name)
+        pool.find(name, project="default")
     assert "job.json" in refused.value.message
 
 
@@ -203,7 +203,7 @@ def test_tuned_answers_are_the_trainers_own_samples_and_not_the_bases(
         assert text.startswith(sample["tuned"]) or sample["tuned"].startswith(text)
         assert len(text) >= min(8, len(sample["tuned"]))
         if render == "chat":
-            base = pool.find(str(tiny_base), allows_folders=True)
+            base = pool.find(str(tiny_base), project="default", allows_folders=True)
             base_text = text_of(pool.complete(base, question))
             assert base_text.startswith(sample["base"]) or sample["base"].startswith(base_text)
             different += base_text != text
@@ -229,7 +229,7 @@ def test_requests_at_once_are_answered_alike(pool: ServingPool, state: State, ar
 def long_answer(pool: ServingPool, base: Path) -> tuple[Any, Any]:
     """An answer that has begun and is far from its end, and its worker."""
     question = asked("count 1:", chat=False, **LONG)
-    answer: Any = pool.complete(pool.find(str(base), allows_folders=True), question)
+    answer: Any = pool.complete(pool.find(str(base), project="default", allows_folders=True), question)
     assert isinstance(next(answer), StartedFrame)
     for _ in range(5):
         assert isinstance(next(answer), PieceFrame)
@@ -268,7 +268,7 @@ def test_a_worker_that_keeps_dying_is_waited_for_longer_and_longer(
         with pytest.raises(MachineCannot) as died:
             list(pool.complete(MODEL_NAME, asked("hi")))
         assert died.value.code == "MODEL_WORKER_DIED"
-    crashes = pool._crashes[pool.find(MODEL_NAME).base.digest]
+    crashes = pool._crashes[pool.find(MODEL_NAME, project="default").base.digest]
     crashes.last += 100  # this machine may be slower than the wait is long
     with pytest.raises(MachineCannot) as refused:
         list(pool.complete(MODEL_NAME, asked("hi")))
@@ -348,9 +348,9 @@ def test_a_deep_state_folder_has_a_socket_too(tmp_path: Path, environment: dict[
 def test_the_user_of_this_machine_names_the_folder_of_an_artifact(
     pool: ServingPool, artifacts: dict[str, Path]
 ) -> None:
-    found = pool.find(str(artifacts["chat"]), allows_folders=True)
+    found = pool.find(str(artifacts["chat"]), project="default", allows_folders=True)
     assert found.name == "tiny:1" and found.adapter is not None and found.render == "chat"
     with pytest.raises(Unknown):
-        pool.find(str(artifacts["chat"]))
+        pool.find(str(artifacts["chat"]), project="default")
     with pytest.raises(InputRefused):
-        pool.find("./no-such-folder", allows_folders=True)
+        pool.find("./no-such-folder", project="default", allows_folders=True)

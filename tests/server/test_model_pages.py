@@ -71,7 +71,7 @@ def facts(**changed: object) -> ModelFacts:
 def registered(state: State, name: str, **fields: object) -> None:
     new = NewBaseModel.model_validate({"path": "/x", "name": name, **fields})
     with state.database.write() as connection:
-        register_model(connection, new, project="default", facts=facts(), actor="t")
+        register_model(connection, new, facts=facts(), actor="t")
 
 
 def test_cards_lead_to_fine_tune_or_to_a_download(user: TestClient) -> None:
@@ -132,7 +132,7 @@ def test_a_registered_model_is_edited_and_forgotten_and_its_words_are_text(user:
     answer = press(user, "/models/team/base/edit", description="Ours", tags="team=sales, approved", licence_note="")
     assert answer.headers["location"] == "/models/team/base"
     with state.database.read() as connection:
-        model = models.find_model(connection, "team/base", project="default")
+        model = models.find_model(connection, "team/base")
     assert (model.description, model.tags, model.licence_note) == ("Ours", {"team": "sales", "approved": ""}, "")
     twice = press(user, "/models/team/base/edit", tags="a=1, a=2")
     assert twice.status_code == 422 and "stands twice" in twice.text

@@ -110,6 +110,18 @@ def test_a_state_folder_of_the_first_revision_opens_and_keeps_its_rows(tmp_path:
     assert schema(url).keys() == schema(sqlite_url(fresh)).keys()
 
 
+def test_an_upgraded_state_begins_with_the_project_and_the_policy_of_a_new_one(tmp_path: Path) -> None:
+    url = old_state(tmp_path)
+    open_database(url).close()
+    fresh = tmp_path / "fresh"
+    fresh.mkdir()
+    open_database(sqlite_url(fresh)).close()
+    after, new = rows(url), rows(sqlite_url(fresh))
+    assert after["projects"] == new["projects"] and [row[0] for row in new["projects"]] == ["default"]
+    assert after["policies"] == new["policies"] and [row[0] for row in new["policies"]] == ["everyday"]
+    assert {row[-1] for row in after["idempotency"]} == {"default"}, "keys of before are of that project"
+
+
 def test_a_step_that_makes_a_table_anew_keeps_what_refers_to_it_and_a_copy_of_before(tmp_path: Path) -> None:
     url = old_state(tmp_path)
     before = rows(url)

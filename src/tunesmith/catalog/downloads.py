@@ -1,6 +1,7 @@
 """Downloads of base models: durable rows that move along one table; functions inside a caller's transaction.
 
-Every move is one conditional UPDATE. Who does the work, and what happens to bytes, is `jobs/downloads.py`'s.
+Of no project, as the base models that they become. Every move is one conditional UPDATE. Who does the work, and what
+happens to bytes, is `jobs/downloads.py`'s.
 """
 
 from __future__ import annotations
@@ -17,6 +18,7 @@ from tunesmith.catalog import audit
 from tunesmith.catalog.clock import now
 from tunesmith.catalog.paging import Page, read_page, tags_text
 from tunesmith.errors import Conflict, TunesmithError, Unknown
+from tunesmith.spec.catalog import DEFAULT_PROJECT
 from tunesmith.spec.hub import DOWNLOAD_MOVES, DownloadPlan, DownloadState, DownloadView, NewDownload
 from tunesmith.storage.tables import DOWNLOADS
 
@@ -29,7 +31,6 @@ class DownloadWork:
 
     view: DownloadView
     plan: DownloadPlan
-    project: str
     description: str
     tags: dict[str, str]
     attempts: int
@@ -43,7 +44,6 @@ def add_download(
     revision: str,
     target_uri: str,
     plan: DownloadPlan,
-    project: str,
     actor: str,
 ) -> str:
     """Raises Conflict (DOWNLOAD_RUNNING) where the same commit is on its way to the same place."""
@@ -60,8 +60,8 @@ def add_download(
     download_id = f"dl-{secrets.token_hex(6)}"
     connection.execute(
         DOWNLOADS.insert().values(
-            download_id=download_id, project=project, submitted_by=actor, state=DownloadState.WAITING, attempts=0,
-            is_cancel_wanted=False, name=name, hub_id=new.hub_id, revision=revision, location=new.location,
+            download_id=download_id, project=DEFAULT_PROJECT, submitted_by=actor, state=DownloadState.WAITING,
+            attempts=0, is_cancel_wanted=False, name=name, hub_id=new.hub_id, revision=revision, location=new.location,
             target_uri=target_uri, plan=plan.model_dump_json(), description=new.description,
             tags=tags_text(new.tags), bytes_total=plan.bytes, bytes_done=0, created_at=now(),
         )
@@ -73,29 +73,27 @@ def add_download(
 def list_downloads(
     connection: sa.Connection,
     *,
-    project: str,
     state: DownloadState | None = None,
     after: str | None = None,
     limit: int | None = None,
 ) -> Page[DownloadView]:
     """The newest first."""
-    query = sa.select(DOWNLOADS).where(COLUMNS.project == project)
+    query = sa.select(DOWNLOADS)
     if state is not None:
         query = query.where(COLUMNS.state == state)
     return read_page(connection, query, key=COLUMNS.sequence, after=after, limit=limit, make=_views)
 
 
-def find_download(connection: sa.Connection, download_id: str, *, project: str) -> DownloadView:
+def find_download(connection: sa.Connection, download_id: str) -> DownloadView:
     """Raises Unknown (UNKNOWN_DOWNLOAD)."""
-    return _views([_row(connection, download_id, project=project)])[0]
+    return _views([_row(connection, download_id)])[0]
 
 
 def read_work(connection: sa.Connection, download_id: str) -> DownloadWork:
-    row = _row(connection, download_id, project=None)
+    row = _row(connection, download_id)
     return DownloadWork(
         view=_views([row])[0],
         plan=DownloadPlan.model_validate_json(row.plan),
-        project=row.project,
         description=row.description,
         tags=json.loads(row.tags),
         attempts=row.attempts,
@@ -138,9 +136,9 @@ def note_progress(connection: sa.Connection, download_id: str, done: int) -> boo
     return bool(row.is_cancel_wanted)
 
 
-def cancel_download(connection: sa.Connection, download_id: str, *, project: str, actor: str) -> DownloadView:
+def cancel_download(connection: sa.Connection, download_id: str, *, actor: str) -> DownloadView:
     """One that waits ends at once, one that runs within seconds. Raises Unknown, Conflict (DOWNLOAD_ENDED)."""
-    view = find_download(connection, download_id, project=project)
+    view = find_download(connection, download_id)
     if view.state is DownloadState.WAITING:
         move_download(connection, download_id, DownloadState.CANCELED, finished_at=now())
     elif view.state is DownloadState.RUNNING:
@@ -148,12 +146,12 @@ def cancel_download(connection: sa.Connection, download_id: str, *, project: str
     else:
         raise Conflict("DOWNLOAD_ENDED", f"The download {download_id} is {view.state} already.", field="download_id")
     audit.record(connection, actor, "download.cancel", download_id)
-    return find_download(connection, download_id, project=project)
+    return find_download(connection, download_id)
 
 
-def resume_download(connection: sa.Connection, download_id: str, *, project: str, actor: str) -> DownloadView:
+def resume_download(connection: sa.Connection, download_id: str, *, actor: str) -> DownloadView:
     """What is whole is kept. Raises Unknown, Conflict (DOWNLOAD_ENDED, DOWNLOAD_RUNNING)."""
-    view = find_download(connection, download_id, project=project)
+    view = find_download(connection, download_id)
     if view.state is DownloadState.SUCCEEDED:
         raise Conflict("DOWNLOAD_ENDED", f"The download {download_id} has succeeded.", field="download_id")
     if view.state is DownloadState.RUNNING:
@@ -166,14 +164,11 @@ def resume_download(connection: sa.Connection, download_id: str, *, project: str
             finished_at=None,
         )  # fmt: skip
     audit.record(connection, actor, "download.resume", download_id)
-    return find_download(connection, download_id, project=project)
+    return find_download(connection, download_id)
 
 
-def _row(connection: sa.Connection, download_id: str, *, project: str | None) -> sa.Row[Any]:
-    query = sa.select(DOWNLOADS).where(COLUMNS.download_id == download_id)
-    if project is not None:
-        query = query.where(COLUMNS.project == project)
-    row = connection.execute(query).one_or_none()
+def _row(connection: sa.Connection, download_id: str) -> sa.Row[Any]:
+    row = connection.execute(sa.select(DOWNLOADS).where(COLUMNS.download_id == download_id)).one_or_none()
     if row is None:
         raise Unknown(
             "UNKNOWN_DOWNLOAD", f"There is no download {download_id[:60]!r} here.", field="download_id",

@@ -56,7 +56,7 @@ def find_card(connection: sa.Connection, name: str, *, project: str) -> tuple[Mo
     """The card of a registered or a known model, with its registration. Raises Unknown (UNKNOWN_MODEL)."""
     counts = _version_counts(connection, project=project)
     try:
-        registered = find_model(connection, name, project=project)
+        registered = find_model(connection, name)
     except Unknown:
         known = find_known(name)
         if known is None:
@@ -70,7 +70,7 @@ def find_card(connection: sa.Connection, name: str, *, project: str) -> tuple[Mo
 
 def _all_cards(connection: sa.Connection, *, project: str) -> list[ModelCard]:
     counts = _version_counts(connection, project=project)
-    here = [_registered_card(model, counts.get(model.name, 0)) for model in all_models(connection, project=project)]
+    here = [_registered_card(model, counts.get(model.name, 0)) for model in all_models(connection)]
     held = {card.hub_id.lower() for card in here if card.hub_id}
     return [
         *here,

@@ -186,7 +186,7 @@ class _Graph:
 
     def _registered_digest(self, name: str) -> str | None:
         try:
-            return find_model(self._connection, name, project=self._project).facts.digest
+            return find_model(self._connection, name).facts.digest
         except Unknown:
             return None
 

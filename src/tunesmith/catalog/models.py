@@ -1,5 +1,6 @@
 """Base models: the bundled one, which is always there, and folders that somebody registered with their inspected facts.
 
+They are of no project: weights are large, and every project tunes the same ones.
 Nothing here opens a model folder; `jobs/` has it inspected and brings the facts.
 """
 
@@ -17,13 +18,11 @@ from tunesmith.catalog.clock import now
 from tunesmith.catalog.known import bundled_facts
 from tunesmith.catalog.paging import Page, matching, read_page, tagged, tags_text
 from tunesmith.errors import Conflict, Unknown
-from tunesmith.spec.catalog import BaseModelChange, BaseModelView, NewBaseModel, VersionState
+from tunesmith.spec.catalog import DEFAULT_PROJECT, BaseModelChange, BaseModelView, NewBaseModel, VersionState
 from tunesmith.spec.models import ModelFacts
 from tunesmith.storage.tables import BASE_MODELS, MODEL_VERSIONS
 
-PATH = sa.select(BASE_MODELS.c.path).where(
-    BASE_MODELS.c.project == sa.bindparam("project"), BASE_MODELS.c.name == sa.bindparam("name")
-)
+PATH = sa.select(BASE_MODELS.c.path).where(BASE_MODELS.c.name == sa.bindparam("name"))
 BUNDLED_DESCRIPTION = "The small model that comes with Tunesmith: for the demo, for tests, for a first try on a CPU."
 NAMED_USERS = 5
 
@@ -32,22 +31,21 @@ def register_model(
     connection: sa.Connection,
     new: NewBaseModel,
     *,
-    project: str,
     facts: ModelFacts,
     actor: str,
     hub_id: str | None = None,
     revision: str | None = None,
 ) -> BaseModelView:
     """hub_id, revision: the hub's model and commit that it was downloaded as. Raises Conflict (MODEL_NAME_TAKEN)."""
-    require_free_name(connection, new.name, project=project)
-    _insert(connection, new, project=project, facts=facts, hub_id=hub_id, revision=revision)
+    require_free_name(connection, new.name)
+    _insert(connection, new, facts=facts, hub_id=hub_id, revision=revision)
     audit.record(connection, actor, "model.register", new.name, {"path": new.path, "digest": facts.digest})
-    return find_model(connection, new.name, project=project)
+    return find_model(connection, new.name)
 
 
-def require_free_name(connection: sa.Connection, name: str, *, project: str) -> None:
+def require_free_name(connection: sa.Connection, name: str) -> None:
     """Raises Conflict (MODEL_NAME_TAKEN)."""
-    taken = sa.select(BASE_MODELS.c.sequence).where(_is(project, name))
+    taken = sa.select(BASE_MODELS.c.sequence).where(_is(name))
     if name == MODEL_NAME or connection.execute(taken).first() is not None:
         raise Conflict(
             "MODEL_NAME_TAKEN",
@@ -60,7 +58,6 @@ def require_free_name(connection: sa.Connection, name: str, *, project: str) -> 
 def list_models(
     connection: sa.Connection,
     *,
-    project: str,
     search: str | None = None,
     tag: str | None = None,
     after: str | None = None,
@@ -68,48 +65,45 @@ def list_models(
 ) -> Page[BaseModelView]:
     """The newest first; the bundled model leads the first page of what it matches."""
     query = sa.select(BASE_MODELS).where(
-        BASE_MODELS.c.project == project,
         BASE_MODELS.c.name != MODEL_NAME,
         matching(search, BASE_MODELS.c.name, BASE_MODELS.c.description, BASE_MODELS.c.tags),
         tagged(tag, BASE_MODELS.c.tags),
     )
     page = read_page(connection, query, key=BASE_MODELS.c.sequence, after=after, limit=limit, make=_views)
     words = (search or "").lower().split()
-    bundled = find_model(connection, MODEL_NAME, project=project)
+    bundled = find_model(connection, MODEL_NAME)
     text = f"{bundled.name} {bundled.description}".lower()
     if after is None and not tag and all(word in text for word in words):
         return Page(items=[bundled, *page.items], next=page.next)
     return page
 
 
-def all_models(connection: sa.Connection, *, project: str) -> list[BaseModelView]:
+def all_models(connection: sa.Connection) -> list[BaseModelView]:
     """Every base model that is here, the bundled one first."""
     rows = connection.execute(
-        sa.select(BASE_MODELS)
-        .where(BASE_MODELS.c.project == project, BASE_MODELS.c.name != MODEL_NAME)
-        .order_by(BASE_MODELS.c.sequence.desc())
+        sa.select(BASE_MODELS).where(BASE_MODELS.c.name != MODEL_NAME).order_by(BASE_MODELS.c.sequence.desc())
     ).all()
-    return [find_model(connection, MODEL_NAME, project=project), *_views(rows)]
+    return [find_model(connection, MODEL_NAME), *_views(rows)]
 
 
-def find_model(connection: sa.Connection, name: str, *, project: str) -> BaseModelView:
+def find_model(connection: sa.Connection, name: str) -> BaseModelView:
     """Raises Unknown (UNKNOWN_MODEL)."""
     if name == MODEL_NAME:  # never a row; one that an earlier release wrote tells of that release's
         return BaseModelView(
             name=MODEL_NAME, path=str(MODEL_FOLDER), description=BUNDLED_DESCRIPTION, tags={}, is_bundled=True,
             facts=bundled_facts(), created_at=None,
         )  # fmt: skip
-    row = connection.execute(sa.select(BASE_MODELS).where(_is(project, name))).one_or_none()
+    row = connection.execute(sa.select(BASE_MODELS).where(_is(name))).one_or_none()
     if row is None:
         raise _unknown(name)
     return _views([row])[0]
 
 
-def model_path(connection: sa.Connection, name: str, *, project: str) -> str:
+def model_path(connection: sa.Connection, name: str) -> str:
     """Where its folder lies: a look that each submission takes. Raises Unknown (UNKNOWN_MODEL)."""
     if name == MODEL_NAME:
         return str(MODEL_FOLDER)
-    path = connection.execute(PATH, {"project": project, "name": name}).scalar_one_or_none()
+    path = connection.execute(PATH, {"name": name}).scalar_one_or_none()
     if path is None:
         raise _unknown(name)
     return path
@@ -124,42 +118,42 @@ def _unknown(name: str) -> Unknown:
     )
 
 
-def change_model(
-    connection: sa.Connection, name: str, change: BaseModelChange, *, project: str, actor: str
-) -> BaseModelView:
+def change_model(connection: sa.Connection, name: str, change: BaseModelChange, *, actor: str) -> BaseModelView:
     """Raises Unknown, Conflict (MODEL_BUNDLED)."""
-    if find_model(connection, name, project=project).is_bundled:
+    if find_model(connection, name).is_bundled:
         raise _bundled("changed")
     given = change.model_dump(exclude_none=True)
     values = given | ({"tags": tags_text(given["tags"])} if "tags" in given else {})
     if values:
-        connection.execute(BASE_MODELS.update().where(_is(project, name)).values(values))
+        connection.execute(BASE_MODELS.update().where(_is(name)).values(values))
         audit.record(connection, actor, "model.change", name, {"changed": sorted(values)})
-    return find_model(connection, name, project=project)
+    return find_model(connection, name)
 
 
 def delete_model(connection: sa.Connection, name: str, *, project: str, actor: str) -> None:
-    """Take it out of the catalog; its folder stays as it is. Raises Unknown, Conflict (MODEL_BUNDLED, MODEL_IN_USE)."""
-    if find_model(connection, name, project=project).is_bundled:
+    """Take it out of the catalog; its folder stays as it is. Raises Unknown, Conflict (MODEL_BUNDLED, MODEL_IN_USE).
+
+    project: the caller's: versions of others are counted, not named.
+    """
+    if find_model(connection, name).is_bundled:
         raise _bundled("deleted")
-    users = (
-        connection.execute(
-            sa.select(MODEL_VERSIONS.c.model_version)
-            .where(MODEL_VERSIONS.c.project == project, MODEL_VERSIONS.c.base_name == name)
-            .where(MODEL_VERSIONS.c.state.in_((VersionState.CREATING, VersionState.ACTIVE)))
-            .order_by(MODEL_VERSIONS.c.sequence.desc())
-        )
-        .scalars()
-        .all()
-    )
+    users = connection.execute(
+        sa.select(MODEL_VERSIONS.c.model_version, MODEL_VERSIONS.c.project)
+        .where(MODEL_VERSIONS.c.base_name == name)
+        .where(MODEL_VERSIONS.c.state.in_((VersionState.CREATING, VersionState.ACTIVE)))
+        .order_by(MODEL_VERSIONS.c.sequence.desc())
+    ).all()
     if users:
+        own = [row.model_version for row in users if row.project == project]
+        others = len(users) - len(own)
+        told = [named(own)] * bool(own) + [f"{others:,} model versions of other projects"] * bool(others)
         raise Conflict(
             "MODEL_IN_USE",
-            f"The base model {name} is used by {named(users)}.",
+            f"The base model {name} is used by {' and by '.join(told)}.",
             field="model",
             hint="A tuned version needs its base: delete those versions first.",
         )
-    connection.execute(BASE_MODELS.delete().where(_is(project, name)))
+    connection.execute(BASE_MODELS.delete().where(_is(name)))
     audit.record(connection, actor, "model.delete", name)
 
 
@@ -173,22 +167,21 @@ def _insert(
     connection: sa.Connection,
     new: NewBaseModel,
     *,
-    project: str,
     facts: ModelFacts,
     hub_id: str | None = None,
     revision: str | None = None,
 ) -> None:
     connection.execute(
         BASE_MODELS.insert().values(
-            project=project, name=new.name, path=new.path, description=new.description, tags=tags_text(new.tags),
-            facts=facts.model_dump_json(), created_at=now(), licence_note=new.licence_note, hub_id=hub_id,
-            revision=revision,
+            project=DEFAULT_PROJECT, name=new.name, path=new.path, description=new.description,
+            tags=tags_text(new.tags), facts=facts.model_dump_json(), created_at=now(),
+            licence_note=new.licence_note, hub_id=hub_id, revision=revision,
         )
     )  # fmt: skip
 
 
-def _is(project: str, name: str) -> sa.ColumnElement[bool]:
-    return (BASE_MODELS.c.project == project) & (BASE_MODELS.c.name == name)
+def _is(name: str) -> sa.ColumnElement[bool]:
+    return BASE_MODELS.c.name == name
 
 
 def _bundled(what: str) -> Conflict:

@@ -163,11 +163,11 @@ def _start_here(client: Client, new: NewDownload, output: Output) -> DownloadVie
     from tunesmith.jobs.downloads import accept, look
     from tunesmith.jobs.home import open_home
     from tunesmith.jobs.state import open_state
-    from tunesmith.spec.catalog import DEFAULT_PROJECT, LOCAL_USER
+    from tunesmith.spec.catalog import LOCAL_USER
 
     state = open_state(open_home(os.environ))
-    wanted = look(new, state=state, environment=os.environ, project=DEFAULT_PROJECT)
-    download_id = accept(wanted, state=state, project=DEFAULT_PROJECT, actor=LOCAL_USER)
+    wanted = look(new, state=state, environment=os.environ)
+    download_id = accept(wanted, state=state, actor=LOCAL_USER)
     return _run_here(client, download_id, output)
 
 
@@ -175,13 +175,13 @@ def _resume_here(client: Client, download_id: str, output: Output) -> DownloadVi
     from tunesmith.catalog.downloads import resume_download
     from tunesmith.jobs.home import open_home
     from tunesmith.jobs.state import open_state
-    from tunesmith.spec.catalog import DEFAULT_PROJECT, LOCAL_USER
+    from tunesmith.spec.catalog import LOCAL_USER
 
     state = open_state(open_home(os.environ))
     view = client.downloads.get(download_id)
     if view.state is not DownloadState.RUNNING:  # one that a killed command left is gone on with
         with state.database.write() as connection:
-            resume_download(connection, download_id, project=DEFAULT_PROJECT, actor=LOCAL_USER)
+            resume_download(connection, download_id, actor=LOCAL_USER)
     return _run_here(client, download_id, output)
 
 

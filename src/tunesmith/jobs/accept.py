@@ -83,7 +83,7 @@ def check_submission(submission: Submission, *, state: State, results_checks: Re
         found = find_parent(request.from_version, state=state, project=submission.project)
         settings, parent = with_form_of(found, settings), found.model_version
         request = request.model_copy(update={"from_version": parent})  # an alias may move before its turn comes
-    base_name = model_name(request.model, state=state, project=submission.project)
+    base_name = model_name(request.model, state=state)
     names = [_dataset_name(text, field, state=state, project=submission.project) for field, text in _datasets(request)]
     results, notices = None, list[Notice]()
     if request.results is not None:
@@ -95,7 +95,7 @@ def check_submission(submission: Submission, *, state: State, results_checks: Re
         settings=settings,
         version_set=request.version_set or default_version_set(base_name, names[0]),
         results_uri=results,
-        results_root=state.home.results,
+        results_root=state.results(submission.project),
         base_name=base_name,
         project=submission.project,
         submitted_by=submission.submitted_by,
@@ -129,7 +129,7 @@ def submit(
     made = submitted_before(connection, submission, state=state, key=key)
     if made is not None:
         return made, False
-    record = state.jobs.insert(connection, new, above=state.highest_result(new.version_set))
+    record = state.jobs.insert(connection, new, above=state.highest_result(new.version_set, project=new.project))
     if key is not None:
         remember(connection, object_id=record.job_id, **_wish(submission, key))
     return record, True

@@ -62,14 +62,14 @@ def publish_adapter(new: NewVersion, *, state: State, environment: Mapping[str, 
     ADAPTER_WITHOUT_EFFECT), UsageFault (BASE_NOT_NAMED), Unknown, MachineCannot, and what a store raises.
     """
     registration_id = f"reg-{secrets.token_hex(6)}"
-    target = _target(new, registration_id, state=state)
+    target = _target(new, registration_id, state=state, project=project)
     location = location_of(target, state=state) if is_bucket(target) else Location(uri=target)
     check_results(location, environment)
     with TemporaryDirectory(dir=state.home.uploads, ignore_cleanup_errors=True) as temporary:
         folder = Path(temporary) / "adapter"
         folder.mkdir()
         _take(new.path, folder, state=state, environment=environment)
-        base = _base(new, folder, state=state, project=project)
+        base = _base(new, folder, state=state)
         path = registered_folder(base.name, base.path, state=state, environment=environment).path
         question = InspectRequest(
             model_name=base.name, model_path=str(path), cache_folder=str(state.home.cache), adapter_path=str(folder)
@@ -123,9 +123,9 @@ def add_adapter(connection: sa.Connection, published: PublishedAdapter, *, proje
     return model_version
 
 
-def _target(new: NewVersion, registration_id: str, *, state: State) -> str:
+def _target(new: NewVersion, registration_id: str, *, state: State, project: str) -> str:
     if new.results is None:
-        return (state.home.results / new.version_set / registration_id).as_uri()
+        return (state.results(project) / new.version_set / registration_id).as_uri()
     return uri_of(find_place(results_uri(new.results, state=state, field="results"), field="--results"))
 
 
@@ -176,13 +176,13 @@ def _require_files(names: set[str], text: str) -> None:
 # ---- base and settings
 
 
-def _base(new: NewVersion, folder: Path, *, state: State, project: str) -> BaseModelView:
+def _base(new: NewVersion, folder: Path, *, state: State) -> BaseModelView:
     """The one that was named, else the one whose name or hub id the adapter's config holds."""
     with state.database.read() as connection:
         if new.base is not None:
-            return find_model(connection, new.base, project=project)
+            return find_model(connection, new.base)
         named = _named_base(folder / CONFIG)
-        for model in all_models(connection, project=project):
+        for model in all_models(connection):
             if named is not None and named.lower() in (model.name.lower(), (model.hub_id or "").lower()):
                 return model
     raise UsageFault(

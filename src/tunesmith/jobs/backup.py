@@ -306,7 +306,9 @@ def reconcile(home: Home, database: Database) -> Reconciliation:
         jobs = connection.execute(sa.select(JOBS.c.job_id, JOBS.c.state, JOBS.c.results_uri)).all()
     known = {uri for row in versions for uri in (row.artifact_uri, row.results_uri) if uri}
     known |= {row.results_uri for row in jobs}
-    artifacts = [path.parent for path in home.results.glob(f"*/*/{MANIFEST_NAME}")]
+    # of the default project, and of others, which have a folder each
+    found = [*home.results.glob(f"*/*/{MANIFEST_NAME}"), *home.results.glob(f"_*/*/*/{MANIFEST_NAME}")]
+    artifacts = [path.parent for path in found]
     folders = {path.name for path in home.jobs.glob("job-*") if path.is_dir()}
     return Reconciliation(
         unknown_artifacts=sorted(str(path) for path in artifacts if path.as_uri() not in known),

@@ -60,7 +60,7 @@ class Wanted:
     detail: HubModelDetail
 
 
-def look(new: NewDownload, *, state: State, environment: Mapping[str, str], project: str) -> Wanted:
+def look(new: NewDownload, *, state: State, environment: Mapping[str, str]) -> Wanted:
     """What a download would bring; refuses what could not be used. Writes nothing.
 
     Raises what `Hub.look` raises, InputRefused (HUB_NO_SAFETENSORS), MachineCannot (ARCHITECTURE_NOT_SUPPORTED,
@@ -68,7 +68,7 @@ def look(new: NewDownload, *, state: State, environment: Mapping[str, str], proj
     """
     name = new.name or new.hub_id
     with state.database.read() as connection:
-        require_free_name(connection, name, project=project)
+        require_free_name(connection, name)
         base = find_location(connection, new.location).uri if new.location is not None else None
     model, commit, files = Hub(environment).look(new.hub_id, new.revision)
     plan = choose_files(files, include=new.include, exclude=new.exclude)
@@ -132,12 +132,12 @@ def _notices(plan: DownloadPlan) -> list[Notice]:
     return [Notice(code="UNSAFE_FILES", message=f"Left out: {shown}; {UNSAFE}.")]
 
 
-def accept(wanted: Wanted, *, state: State, project: str, actor: str) -> str:
+def accept(wanted: Wanted, *, state: State, actor: str) -> str:
     """The download's id; it waits for its turn. Raises Conflict."""
     return state.database.write_grouped(
         lambda connection: rows.add_download(
             connection, wanted.new, name=wanted.name, revision=wanted.detail.revision,
-            target_uri=wanted.detail.target_uri, plan=wanted.detail.plan, project=project, actor=actor,
+            target_uri=wanted.detail.target_uri, plan=wanted.detail.plan, actor=actor,
         )
     )  # fmt: skip
 
@@ -270,7 +270,7 @@ class _Running:
         new = NewBaseModel(name=view.name, path=path, description=self._work.description, tags=self._work.tags)
         with self._state.database.write() as connection:
             register_model(
-                connection, new, project=self._work.project, facts=facts, actor=view.submitted_by, hub_id=view.hub_id,
+                connection, new, facts=facts, actor=view.submitted_by, hub_id=view.hub_id,
                 revision=view.revision,
             )  # fmt: skip
             rows.move_download(

@@ -61,6 +61,7 @@ class PreparedJob:
     version_set: str
     target: Place | None  # None: under the home, by version set and number
     initial_adapter: InitialAdapter | None = None
+    project: str = DEFAULT_PROJECT
 
     @property
     def parent(self) -> str | None:
@@ -100,7 +101,7 @@ def prepare_job(
     if request.from_version is not None:
         parent = find_parent(request.from_version, state=state, project=project)
         settings = with_form_of(parent, settings)
-    model = model_folder(request.model, state=state, project=project, environment=environment, progress=progress)
+    model = model_folder(request.model, state=state, environment=environment, progress=progress)
     datasets = find_datasets(request, state=state, project=project, environment=environment)
     target = None
     if request.results is not None:
@@ -162,6 +163,7 @@ def prepare_job(
         version_set=request.version_set or default_version_set(model.name, datasets[0].name),
         target=target,
         initial_adapter=initial_adapter,
+        project=project,
     )
 
 
@@ -179,8 +181,9 @@ def submit(prepared: PreparedJob, *, state: State, command: list[str]) -> JobFol
         settings=prepared.plan.settings,
         version_set=prepared.version_set,
         results_uri=uri_of(prepared.target) if prepared.target is not None else None,
-        results_root=state.home.results,
+        results_root=state.results(prepared.project),
         base_name=prepared.model.name,
+        project=prepared.project,
         command=command,
         is_foreground=True,
         parent=prepared.parent,
@@ -189,7 +192,8 @@ def submit(prepared: PreparedJob, *, state: State, command: list[str]) -> JobFol
     folder = JobFolder(path=state.home.jobs / new.job_id)
     try:
         with state.database.write() as connection:
-            record = state.jobs.insert(connection, new, above=state.highest_result(prepared.version_set))
+            above = state.highest_result(prepared.version_set, project=prepared.project)
+            record = state.jobs.insert(connection, new, above=above)
             audit.record(connection, new.submitted_by, "job.submit", record.job_id, {"version": record.model_version})
             write_folder(prepared, record, state=state)
     except BaseException:

@@ -42,7 +42,6 @@ def model_folder(
     text: str,
     *,
     state: State,
-    project: str,
     environment: Mapping[str, str],
     progress: Callable[[str], None] | None = None,
 ) -> FoundModel:
@@ -50,7 +49,7 @@ def model_folder(
     if is_bucket(text):
         location = location_of(text, state=state)
         return bucket_model(location, home=state.home, environment=environment, progress=progress)
-    path = _registered_path(text, state=state, project=project)
+    path = _registered_path(text, state=state)
     if path is None:
         return find_model(text)  # a folder of that name; its refusal knows more ways out
     return registered_folder(text, path, state=state, environment=environment, progress=progress)
@@ -72,11 +71,11 @@ def registered_folder(
     return FoundModel(name=name, path=found.path)
 
 
-def model_name(text: str, *, state: State, project: str) -> str:
+def model_name(text: str, *, state: State) -> str:
     """What it is called, if it is there; what lies in a bucket is looked at when the job starts."""
     if is_bucket(text):
         return bucket_model_name(text)
-    if _registered_path(text, state=state, project=project) is not None:
+    if _registered_path(text, state=state) is not None:
         return text
     return find_model(text).name
 
@@ -87,13 +86,13 @@ def location_of(uri: str, *, state: State) -> Location:
         return locations.location_of_uri(connection, uri)
 
 
-def _registered_path(text: str, *, state: State, project: str) -> str | None:
+def _registered_path(text: str, *, state: State) -> str | None:
     """The path of the model that the catalog has under this name."""
     if text == MODEL_NAME or not MODEL_SPELLING.is_met(text):
         return None
     try:
         with state.database.read() as connection:
-            return model_path(connection, text, project=project)
+            return model_path(connection, text)
     except Unknown:
         return None
 

@@ -107,7 +107,7 @@ def _of_catalog(target: str, state: State, environment: Mapping[str, str], proje
     if is_version_name(target):
         return _version(target, state, environment, project)
     with state.database.read() as connection:
-        base = find_model(connection, target, project=project)
+        base = find_model(connection, target)
     path = registered_folder(base.name, base.path, state=state, environment=environment).path
     return _of_base(base.facts.model_copy(update={"name": base.name, "path": str(path)}), created_at=base.created_at)
 
@@ -120,7 +120,7 @@ def _version(target: str, state: State, environment: Mapping[str, str], project:
         except (UsageFault, Conflict) as error:  # no such name, or nothing to serve under it: no model either way
             raise Unknown(error.code, error.message, field="model", hint=error.hint) from error
         try:
-            base = find_model(connection, version.base_name, project=project)
+            base = find_model(connection, version.base_name)
         except Unknown:
             base = None
     base_path = (

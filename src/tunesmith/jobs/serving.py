@@ -116,12 +116,10 @@ class ServingPool:
         environment: Mapping[str, str],
         *,
         idle_seconds: float = IDLE_SECONDS,
-        project: str = DEFAULT_PROJECT,
     ) -> None:
         self.state = state
         self.environment = environment
         self.idle_seconds = idle_seconds
-        self.project = project
         self.lock = threading.Lock()
         self.loading = threading.Lock()  # one base is loaded at a time: what is free is known before the next
         self.numbers = itertools.count(1)
@@ -132,15 +130,17 @@ class ServingPool:
         self.folder.mkdir(mode=0o700, exist_ok=True)
         _remove_left_over(self.folder)
 
-    def find(self, target: str, *, allows_folders: bool = False) -> ServedModel:
-        """Raises as `find_served`."""
+    def find(self, target: str, *, project: str, allows_folders: bool = False) -> ServedModel:
+        """project: whose versions are meant. Raises as `find_served`."""
         return find_served(
-            target, state=self.state, environment=self.environment, project=self.project, allows_folders=allows_folders
+            target, state=self.state, environment=self.environment, project=project, allows_folders=allows_folders
         )
 
-    def complete(self, target: str | ServedModel, question: Question) -> Iterator[Chunk]:
+    def complete(
+        self, target: str | ServedModel, question: Question, *, project: str = DEFAULT_PROJECT
+    ) -> Iterator[Chunk]:
         """The answer's frames as they come; a reader that leaves stops it. Raises what refuses or ends the request."""
-        model = self.find(target) if isinstance(target, str) else target
+        model = self.find(target, project=project) if isinstance(target, str) else target
         delivered: queue.SimpleQueue[Delivered] = queue.SimpleQueue()
         completion = self.submit(model, question, delivered.put)
         try:

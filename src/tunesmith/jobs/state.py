@@ -9,10 +9,12 @@ from __future__ import annotations
 import os
 from dataclasses import dataclass
 from functools import cached_property
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from tunesmith.jobs.home import Home
 from tunesmith.jobs.records import JobFolder
+from tunesmith.spec.catalog import DEFAULT_PROJECT
 
 if TYPE_CHECKING:
     from tunesmith.jobs.store import JobStore
@@ -40,10 +42,14 @@ class State:
         """The folder of a job, which may not be made yet. Raises Unknown (UNKNOWN_JOB)."""
         return JobFolder(path=self.home.jobs / self.jobs.read(job_id).job_id)
 
-    def highest_result(self, version_set: str) -> int:
+    def results(self, project: str) -> Path:
+        """Where results of a project go that name no location. No version set begins with an underscore."""
+        return self.home.results if project == DEFAULT_PROJECT else self.home.results / f"_{project}"
+
+    def highest_result(self, version_set: str, *, project: str = DEFAULT_PROJECT) -> int:
         """The highest version number with a local result, known to the database or not (0: none)."""
         try:
-            names = os.listdir(self.home.results / version_set)
+            names = os.listdir(self.results(project) / version_set)
         except (FileNotFoundError, NotADirectoryError):
             return 0
         return max((int(name) for name in names if name.isdecimal()), default=0)

@@ -48,7 +48,7 @@ def check_model(call: Call, text: str) -> None:
         check_path(call, text, field="model")
     else:
         with call.database.read() as connection:
-            model_path(connection, text, project=call.project)
+            model_path(connection, text)
 
 
 def _check_place(call: Call, text: str, *, field: str) -> None:

@@ -29,7 +29,7 @@ from tunesmith.storage.tables import METADATA
 BUSY_SECONDS = 60
 FILE_NAME = "state.db"
 CACHED_STATEMENTS = 1000
-REVISION = "0005"  # of the tables; the newest file in `migrations/versions`
+REVISION = "0006"  # of the tables; the newest file in `migrations/versions`
 MAXIMUM_CONNECTIONS = 100  # beyond the five that are kept: a server has 40 threads and the queue some more
 GROUP_LIMIT = 200  # writes that share one commit
 

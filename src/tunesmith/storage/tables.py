@@ -171,7 +171,7 @@ BASE_MODELS = sa.Table(
     "base_models",
     METADATA,
     sa.Column("sequence", sa.Integer, primary_key=True, autoincrement=True),
-    sa.Column("project", sa.Text, nullable=False),
+    sa.Column("project", sa.Text, nullable=False),  # always the default one: all projects share them
     sa.Column("name", sa.Text, nullable=False),
     sa.Column("path", sa.Text, nullable=False),
     sa.Column("description", sa.Text, nullable=False),
@@ -189,7 +189,7 @@ DOWNLOADS = sa.Table(
     METADATA,
     sa.Column("sequence", sa.Integer, primary_key=True, autoincrement=True),
     sa.Column("download_id", sa.Text, nullable=False, unique=True),
-    sa.Column("project", sa.Text, nullable=False),
+    sa.Column("project", sa.Text, nullable=False),  # always the default one, as of the models that they become
     sa.Column("submitted_by", sa.Text, nullable=False),
     sa.Column("state", sa.Text, nullable=False),
     sa.Column("waiting_reason", sa.Text),
@@ -316,5 +316,54 @@ IDEMPOTENCY = sa.Table(
     sa.Column("body_sha256", sa.Text, nullable=False),
     sa.Column("object_id", sa.Text, nullable=False),  # what the first request made
     sa.Column("created_at", sa.Text, nullable=False),
+    sa.Column("project", sa.Text, primary_key=True, server_default="default"),
     sa.Index(None, "created_at"),
 )
+
+PROJECTS = sa.Table(
+    "projects",
+    METADATA,
+    sa.Column("name", sa.Text, primary_key=True),
+    sa.Column("description", sa.Text, nullable=False),
+    sa.Column("created_at", sa.Text, nullable=False),
+    sa.Column("deleted_at", sa.Text),  # its jobs and lines of the audit bear its name on: no other gets that name
+)
+
+POLICIES = sa.Table(
+    "policies",
+    METADATA,
+    sa.Column("name", sa.Text, primary_key=True),
+    sa.Column("description", sa.Text, nullable=False),
+    sa.Column("who", sa.Text, nullable=False),  # JSON lists, as in `spec/access.py`
+    sa.Column("may", sa.Text, nullable=False),
+    sa.Column("projects", sa.Text, nullable=False),
+    sa.Column("created_at", sa.Text, nullable=False),
+    sa.Column("changed_at", sa.Text, nullable=False),
+)
+
+# What every state begins with: the project of all that names none, and the one policy by which users work in it.
+FIRST_DAY = "2026-01-01T00:00:00.000Z"  # of what came with Tunesmith, not of somebody's act
+FIRST_PROJECT = {
+    "name": "default",
+    "description": "Where everything goes that names no project.",
+    "created_at": FIRST_DAY,
+}
+FIRST_POLICY = {
+    "name": "everyday",
+    "description": "Tokens of the role user may do all that fine-tuning takes, in the project default.",
+    "who": '["role:user"]',
+    "may": '["use"]',
+    "projects": '["default"]',
+    "created_at": FIRST_DAY,
+    "changed_at": FIRST_DAY,
+}
+
+
+@event.listens_for(PROJECTS, "after_create")
+def _first_project(_table: sa.Table, connection: sa.Connection, **_options: object) -> None:
+    connection.execute(PROJECTS.insert().values(FIRST_PROJECT))
+
+
+@event.listens_for(POLICIES, "after_create")
+def _first_policy(_table: sa.Table, connection: sa.Connection, **_options: object) -> None:
+    connection.execute(POLICIES.insert().values(FIRST_POLICY))

@@ -32,7 +32,9 @@ async def compare_answers(
     A model that is not here refuses the request. One that breaks off later has its `error` beside its answer.
     """
     models = [
-        await run_in_threadpool(call.service.serving.find, name, allows_folders=call.principal.is_local)
+        await run_in_threadpool(
+            call.service.serving.find, name, project=call.project, allows_folders=call.principal.is_local
+        )
         for name in request.models
     ]
     asking = _Asking(call, request, models)

@@ -263,7 +263,7 @@ def preview_dataset(call: CallNow, dataset_id: str, query: Annotated[PreviewQuer
     dataset = show_dataset(call, dataset_id)
     check_model(call, query.model)
     environment = call.service.environment
-    model = model_folder(query.model, state=call.state, project=call.project, environment=environment)
+    model = model_folder(query.model, state=call.state, environment=environment)
     file = dataset_file(dataset.dataset_id, state=call.state, project=call.project, environment=environment)
     assert file is not None, "it is the id of a dataset"
     question = InspectRequest(

@@ -30,7 +30,7 @@ def search_hub(call: CallNow, query: Annotated[HubQuery, Query()]) -> HubModels:
     """Models of the hub by name, author, task, licence and size."""
     found = Hub(call.service.environment).search(query)
     with call.database.read() as connection:
-        here = {(each.hub_id or each.name).lower() for each in all_models(connection, project=call.project)}
+        here = {(each.hub_id or each.name).lower() for each in all_models(connection)}
     return HubModels(models=[each.model_copy(update={"is_here": each.hub_id.lower() in here}) for each in found])
 
 
@@ -39,7 +39,7 @@ def look_at_hub_model(call: CallNow, new: Annotated[NewDownload, Body()]) -> Hub
 
     Nothing is downloaded; what the download would be refused for is refused here.
     """
-    return look(new, state=call.state, environment=call.service.environment, project=call.project).detail
+    return look(new, state=call.state, environment=call.service.environment).detail
 
 
 def start_download(
@@ -47,12 +47,12 @@ def start_download(
 ) -> Response:
     """Download a model, pinned by its commit, into a location, and register it. It goes on after a killed server."""
     service = _service(call)
-    wanted = look(new, state=call.state, environment=call.service.environment, project=call.project)
+    wanted = look(new, state=call.state, environment=call.service.environment)
 
     def make(connection: sa.Connection) -> str:
         return downloads.add_download(
             connection, new, name=wanted.name, revision=wanted.detail.revision, target_uri=wanted.detail.target_uri,
-            plan=wanted.detail.plan, project=call.project, actor=call.actor,
+            plan=wanted.detail.plan, actor=call.actor,
         )  # fmt: skip
 
     download_id, is_new = once(call, idempotency_key, new, route="POST /api/downloads", make=make)
@@ -63,22 +63,20 @@ def start_download(
 def list_downloads(call: CallNow, query: Annotated[DownloadQuery, Query()]) -> DownloadPage:
     """The newest first."""
     with call.database.read() as connection:
-        page = downloads.list_downloads(
-            connection, project=call.project, state=query.state, after=query.after, limit=query.limit
-        )
+        page = downloads.list_downloads(connection, state=query.state, after=query.after, limit=query.limit)
     return DownloadPage(downloads=page.items, next=page.next)
 
 
 def show_download(call: CallNow, download_id: str) -> DownloadView:
     """Its state and how far it is."""
     with call.database.read() as connection:
-        return downloads.find_download(connection, download_id, project=call.project)
+        return downloads.find_download(connection, download_id)
 
 
 def cancel_download(call: CallNow, download_id: str) -> DownloadView:
     """End it; what had come of it is removed."""
     return call.database.write_grouped(
-        lambda connection: downloads.cancel_download(connection, download_id, project=call.project, actor=call.actor)
+        lambda connection: downloads.cancel_download(connection, download_id, actor=call.actor)
     )
 
 
@@ -87,7 +85,7 @@ def resume_download(call: CallNow, download_id: str) -> DownloadView:
     show_download(call, download_id)
     service = _service(call)
     view = call.database.write_grouped(
-        lambda connection: downloads.resume_download(connection, download_id, project=call.project, actor=call.actor)
+        lambda connection: downloads.resume_download(connection, download_id, actor=call.actor)
     )
     service.wake()
     return view

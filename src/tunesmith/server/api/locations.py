@@ -129,7 +129,7 @@ def scan_location(call: CallNow, name: str) -> ScannedLocation:
     view = show_location(call, name)
     store, prefix = open_objects(_location(view), call.service.environment, retry_seconds=BROWSE_SECONDS)
     with call.database.read() as connection:
-        here = all_models(connection, project=call.project)
+        here = all_models(connection)
     return scan(store, prefix, uri=view.uri, registered={each.path.rstrip("/"): each.name for each in here})
 
 

@@ -25,9 +25,7 @@ from tunesmith.storage.locations import is_bucket, local_path
 def list_models(call: CallNow, query: Annotated[TaggedQuery, Query()]) -> ModelPage:
     """The newest first; the bundled model leads."""
     with call.database.read() as connection:
-        page = models.list_models(
-            connection, project=call.project, search=query.search, tag=query.tag, after=query.after, limit=query.limit
-        )
+        page = models.list_models(connection, search=query.search, tag=query.tag, after=query.after, limit=query.limit)
     return ModelPage(models=page.items, next=page.next)
 
 
@@ -53,7 +51,7 @@ def register_model(
     assert facts is not None, "a folder alone is answered by its facts or an error"
 
     def make(connection: sa.Connection) -> str:
-        return models.register_model(connection, new, project=call.project, facts=facts, actor=call.actor).name
+        return models.register_model(connection, new, facts=facts, actor=call.actor).name
 
     name, is_new = once(call, idempotency_key, new, route="POST /api/models", make=make)
     return created(show_model(call, name), is_new=is_new)
@@ -71,13 +69,13 @@ def _place(call: Call, text: str) -> str:
 def show_model(call: CallNow, name: str) -> BaseModelView:
     """A base model with what its inspection found."""
     with call.database.read() as connection:
-        return models.find_model(connection, name, project=call.project)
+        return models.find_model(connection, name)
 
 
 def change_model(call: CallNow, name: str, change: Annotated[BaseModelChange, Body()]) -> BaseModelView:
     """Change its description or its tags."""
     return call.database.write_grouped(
-        lambda connection: models.change_model(connection, name, change, project=call.project, actor=call.actor)
+        lambda connection: models.change_model(connection, name, change, actor=call.actor)
     )
 
 

@@ -44,7 +44,7 @@ def list_served_models(call: CallNow) -> openai.ModelList:
     with call.database.read() as connection:
         after: str | None = None
         for _ in range(LISTED_PAGES):
-            bases = models.list_models(connection, project=call.project, after=after, limit=MAXIMUM_PAGE)
+            bases = models.list_models(connection, after=after, limit=MAXIMUM_PAGE)
             found += [_object(base.name, base.created_at, owner="base") for base in bases.items]
             if (after := bases.next) is None:
                 break
@@ -65,8 +65,8 @@ def show_served_model(call: CallNow, model: str) -> openai.ModelObject:
     """One model that answers. An alias is shown under its own name."""
     if not is_version_name(model):
         with call.database.read() as connection:
-            return _object(model, models.find_model(connection, model, project=call.project).created_at, owner="base")
-    return _object(model, call.service.serving.find(model).created_at, owner=call.project)
+            return _object(model, models.find_model(connection, model).created_at, owner="base")
+    return _object(model, call.service.serving.find(model, project=call.project).created_at, owner=call.project)
 
 
 def _object(name: str, created_at: str | None, *, owner: str) -> openai.ModelObject:
@@ -102,7 +102,9 @@ async def create_completion(call: CallNow, request: Annotated[openai.CompletionR
 
 async def _find(call: Call, name: str) -> ServedModel:
     # the user of this machine may name folders of it
-    return await run_in_threadpool(call.service.serving.find, name, allows_folders=call.principal.is_local)
+    return await run_in_threadpool(
+        call.service.serving.find, name, project=call.project, allows_folders=call.principal.is_local
+    )
 
 
 def _head(prefix: str, model: ServedModel) -> dict[str, Any]:

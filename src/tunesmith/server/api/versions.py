@@ -75,7 +75,7 @@ def register_version(
         found = publish_adapter(
             new, state=call.state, environment=call.service.environment, project=call.project
         )  # fmt: skip
-    above = call.state.highest_result(new.version_set)
+    above = call.state.highest_result(new.version_set, project=call.project)
 
     def make(connection: sa.Connection) -> str:
         return add_adapter(connection, found, project=call.project, actor=call.actor, above=above)
