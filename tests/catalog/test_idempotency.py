@@ -6,7 +6,7 @@ import sqlalchemy as sa
 from tunesmith.catalog import idempotency
 from tunesmith.errors import Conflict, UsageFault
 
-ASKED = {"actor": "ada", "key": "k", "route": "POST /api/jobs", "body_sha256": "1"}
+ASKED = {"actor": "ada", "key": "k", "route": "POST /api/jobs", "body_sha256": "1", "project": "default"}
 
 
 def test_a_request_again_gets_what_the_first_one_made(connection: sa.Connection) -> None:
@@ -14,6 +14,7 @@ def test_a_request_again_gets_what_the_first_one_made(connection: sa.Connection)
     idempotency.remember(connection, **ASKED, object_id="job-1")
     assert idempotency.recall(connection, **ASKED) == "job-1"
     assert idempotency.recall(connection, **(ASKED | {"actor": "bob"})) is None
+    assert idempotency.recall(connection, **(ASKED | {"project": "other"})) is None, "a key counts in its project"
 
 
 @pytest.mark.parametrize("change", [{"body_sha256": "2"}, {"route": "POST /api/models"}])

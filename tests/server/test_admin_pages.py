@@ -39,7 +39,7 @@ def place(user: TestClient, tmp_path: Path) -> str:
 
 def only(monkeypatch: pytest.MonkeyPatch, *actions: str) -> None:
     """Whatever the role: nothing but these is allowed."""
-    monkeypatch.setattr(auth, "allows", lambda role, action: action in (auth.PUBLIC, *actions))
+    monkeypatch.setattr(auth, "allows", lambda principal, action: action in (auth.PUBLIC, *actions))
 
 
 # ---- who may
@@ -88,7 +88,10 @@ def test_a_page_is_refused_who_may_not(user: TestClient, monkeypatch: pytest.Mon
         ("/admin/logs/team", "log.change"), ("/admin/logs/team/delete", "log.remove"),
         ("/admin/networks", "network.add"), ("/admin/networks/team", "network.change"),
         ("/admin/networks/team/delete", "network.remove"), ("/admin/quotas", "quota.change"),
-        ("/admin/quotas/reset", "quota.change"),
+        ("/admin/quotas/reset", "quota.change"), ("/admin/projects", "project.create"),
+        ("/admin/projects/default", "project.change"), ("/admin/projects/default/delete", "project.delete"),
+        ("/admin/policies", "policy.create"), ("/admin/policies/everyday", "policy.change"),
+        ("/admin/policies/everyday/delete", "policy.delete"),
     ],
 )  # fmt: skip
 def test_an_action_is_refused_who_may_not(
@@ -122,18 +125,23 @@ def test_buttons_of_what_one_may_not_are_not_there(
         assert 'method="post"' not in main and "/admin/location-add" not in main, path
 
 
-def test_who_may_do_what_is_read_from_the_rule_that_decides(user: TestClient, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_who_may_do_what_is_read_from_the_rule_that_decides(user: TestClient) -> None:
     page = user.get("/admin/permissions").text
     told = user.get("/api/permissions").json()["permissions"]
     for each in told:
         assert f">{each['permission']}</code>" in page
         assert html.escape(each["routes"][0]["summary"], quote=False).replace("'", "&#39;") in page
     assert f"{len(told)} of {len(told)} permissions" in page
+    press(user, "/admin/tokens", name="ada", key="k")
+    press(user, "/admin/policies", name="readers", who="ada", may="job.read\nlocation.add", projects="default")
+    press(user, "/admin/policies/everyday/delete")
+    page = user.get("/admin/permissions?who=ada&project=default").text
+    assert f"has 5 of {len(told)} permissions" in page, "with what needs no token and what every token may"
     lines = re.findall(r"<tr>\s*<td>.*?</tr>", page, re.DOTALL)
-    assert sum('aria-label="may"' in line.rpartition("<td")[0] for line in lines) == len(told)
-    only(monkeypatch, "permission.read", "job.read")
-    page = user.get("/admin/permissions").text
-    assert "3 of" in page and 'aria-label="may not"' in page  # with what needs no token
+    assert sum('aria-label="may"' in line for line in lines) == 5
+    [of_job] = [line for line in lines if ">job.read</code>" in line]
+    assert 'href="/admin/policies/readers"' in of_job and 'title="readers"' in of_job
+    assert "NO_TOKEN_YET" not in page and "No token is called" in user.get("/admin/permissions?who=bob").text
 
 
 def test_every_noun_of_the_permissions_and_acts_has_its_word(user: TestClient) -> None:

@@ -222,7 +222,8 @@ def test_permissions_are_those_of_the_routes(client: TestClient) -> None:
     found = {each["permission"]: each for each in client.get("/api/permissions").json()["permissions"]}
     assert found["public"]["who"] == ["anybody"]
     assert found["version.delete"] == {
-        "permission": "version.delete", "who": ["admin", "user"],
+        "permission": "version.delete", "who": ["admin"], "is_of_project": True, "is_grantable": "yes",
+        "policies": [{"policy": "everyday", "who": ["role:user"], "projects": ["default"]}],
         "routes": [{"method": "DELETE", "path": "/api/versions/{version}", "summary": "Delete a model version"}],
     }  # fmt: skip
     assert {route.permission for route in all_routes()} == set(found)

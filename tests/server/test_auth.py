@@ -11,7 +11,15 @@ from tunesmith.catalog.clock import now
 from tunesmith.catalog.tokens import hash_of
 from tunesmith.errors import NotPermitted
 from tunesmith.jobs.state import State
-from tunesmith.server.auth import PUBLIC, USER_MAY, Principal, ensure_home_token, require
+from tunesmith.server.auth import (
+    NEVER_GRANTED,
+    OF_EVERY_TOKEN,
+    PUBLIC,
+    USER_MAY,
+    Principal,
+    ensure_home_token,
+    require,
+)
 from tunesmith.server.pages import page_routes
 from tunesmith.storage.tables import TOKENS
 
@@ -114,17 +122,22 @@ def test_only_the_local_administrator_names_paths(state: State, client: TestClie
 
 ADMINISTERING = {
     "audit.read", "location.add", "location.change", "location.check", "location.remove", "log.add", "log.change",
-    "log.remove", "network.add", "network.change", "network.remove", "quota.change", "quota.read", "token.create",
+    "log.remove", "network.add", "network.change", "network.remove", "policy.change", "policy.create", "policy.delete",
+    "policy.read", "project.change", "project.create", "project.delete", "quota.change", "quota.read", "token.create",
     "token.read", "token.revoke",
 }  # fmt: skip
 
 
 def test_every_permission_is_decided_for_users(client: TestClient) -> None:
-    told = {each["permission"]: set(each["who"]) for each in client.get("/api/permissions").json()["permissions"]}
-    assert told.pop(PUBLIC) == {"anybody"}
-    assert {name for name, who in told.items() if who == {"admin"}} == ADMINISTERING
-    assert {name for name, who in told.items() if who == {"admin", "user"}} == USER_MAY - {"session.end"}
-    assert len(told) == len(ADMINISTERING) + len(USER_MAY) - 1
+    told = {each["permission"]: each for each in client.get("/api/permissions").json()["permissions"]}
+    assert told.pop(PUBLIC)["who"] == ["anybody"]
+    everyday = {"policy": "everyday", "who": ["role:user"], "projects": ["default"]}
+    assert {name for name, each in told.items() if each["policies"] == [everyday]} == USER_MAY - {"session.end"}
+    assert {name for name, each in told.items() if not each["policies"]} == ADMINISTERING
+    of_every_token = {name for name, each in told.items() if each["who"] == ["admin", "user"]}
+    assert of_every_token == OF_EVERY_TOKEN - {"session.end"}
+    assert {each["is_grantable"] for name, each in told.items() if name in ADMINISTERING} == {"by name", "no"}
+    assert {name.partition(".")[0] for name, each in told.items() if each["is_grantable"] == "no"} == NEVER_GRANTED
     assert {route.permission for route in page_routes()} <= ADMINISTERING | USER_MAY | {PUBLIC}, "and every page's"
 
 
@@ -153,5 +166,5 @@ def test_a_user_fine_tunes_and_administers_nothing(client: TestClient) -> None:
 def test_a_role_without_the_right_is_not_permitted() -> None:
     guest = Principal(token_id="tok-3", name="guest", role="guest")
     require(guest, PUBLIC)
-    with pytest.raises(NotPermitted, match=r"does not allow job.submit of job-1"):
+    with pytest.raises(NotPermitted, match=r"No policy lets guest do job.submit of job-1 in the project default"):
         require(guest, "job.submit", "job-1")

@@ -1,4 +1,4 @@
-"""Idempotency keys: the same request again is answered by what the first one made.
+"""Idempotency keys: the same request again, in the same project, is answered by what the first one made.
 
 `recall` and `remember` stand in the transaction that creates the object, so that of two equal requests one creates.
 """
@@ -29,11 +29,13 @@ def check_key(key: str) -> str:
     return key
 
 
-def recall(connection: sa.Connection, *, actor: str, key: str, route: str, body_sha256: str) -> str | None:
+def recall(
+    connection: sa.Connection, *, actor: str, key: str, route: str, body_sha256: str, project: str
+) -> str | None:
     """The id of what this request made before; None for a new key. Raises Conflict (IDEMPOTENCY_KEY_REUSED)."""
     row = connection.execute(
         sa.select(IDEMPOTENCY.c.route, IDEMPOTENCY.c.body_sha256, IDEMPOTENCY.c.object_id).where(
-            IDEMPOTENCY.c.actor == actor, IDEMPOTENCY.c.key == key
+            IDEMPOTENCY.c.actor == actor, IDEMPOTENCY.c.key == key, IDEMPOTENCY.c.project == project
         )
     ).one_or_none()
     if row is None:
@@ -48,10 +50,18 @@ def recall(connection: sa.Connection, *, actor: str, key: str, route: str, body_
     return row.object_id
 
 
-def remember(connection: sa.Connection, *, actor: str, key: str, route: str, body_sha256: str, object_id: str) -> None:
+def remember(
+    connection: sa.Connection, *, actor: str, key: str, route: str, body_sha256: str, object_id: str, project: str
+) -> None:
     connection.execute(
         IDEMPOTENCY.insert().values(
-            actor=actor, key=key, route=route, body_sha256=body_sha256, object_id=object_id, created_at=now()
+            actor=actor,
+            key=key,
+            route=route,
+            body_sha256=body_sha256,
+            object_id=object_id,
+            created_at=now(),
+            project=project,
         )
     )
 

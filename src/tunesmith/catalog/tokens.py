@@ -18,7 +18,7 @@ from tunesmith.catalog import audit
 from tunesmith.catalog.clock import iso, now
 from tunesmith.catalog.paging import Page, read_page
 from tunesmith.errors import Unknown
-from tunesmith.spec.catalog import NewToken, TokenView
+from tunesmith.spec.catalog import NewToken, TokenRole, TokenView
 from tunesmith.storage.database import fields_of
 from tunesmith.storage.tables import TOKENS
 
@@ -66,6 +66,12 @@ def find_token(connection: sa.Connection, token_id: str) -> TokenView:
     if row is None:
         raise Unknown("UNKNOWN_TOKEN", f"There is no token {token_id[:80]!r} here.", field="token_id")
     return _views([row])[0]
+
+
+def roles_of_name(connection: sa.Connection, name: str) -> set[TokenRole]:
+    """Of the active tokens that are called so."""
+    rows = connection.execute(sa.select(*VIEW_COLUMNS).where(TOKENS.c.name == name)).all()
+    return {token.role for token in _views(rows) if token.state == "active"}
 
 
 def revoke_token(connection: sa.Connection, token_id: str, *, actor: str) -> TokenView:

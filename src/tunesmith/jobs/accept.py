@@ -146,7 +146,10 @@ def submitted_before(
 
 
 def _wish(submission: Submission, key: str) -> dict[str, str]:
-    return {"actor": submission.submitted_by, "key": key, "route": ROUTE, "body_sha256": submission.sha256()}
+    return {
+        "actor": submission.submitted_by, "key": key, "route": ROUTE, "body_sha256": submission.sha256(),
+        "project": submission.project,
+    }  # fmt: skip
 
 
 def cloned(job_id: str, *, state: State, overrides: Mapping[str, Any], submitted_by: str = LOCAL_USER) -> Submission:

@@ -22,6 +22,7 @@ from starlette.types import ASGIApp
 from tunesmith import __version__
 from tunesmith.errors import REFERENCE, TunesmithError, Unknown, UsageFault
 from tunesmith.server.api import (
+    access,
     administration,
     answers,
     datasets,
@@ -65,6 +66,7 @@ def all_routes() -> list[Route]:
         versions,
         locations,
         administration,
+        access,
         answers,
         openai_chat,
     )

@@ -1,4 +1,4 @@
-"""Who calls, and what they may do: the one place for tokens and roles.
+"""Who calls, and what they may do: the one place for tokens, roles and the rule of policies.
 
 In: the Authorization header of a matched route. Out: a `Principal`, or a refusal. The database holds only the SHA-256
 of a token; the home's own token stands in `$TUNESMITH_HOME/token` (mode 0600) for clients of the same user.
@@ -10,6 +10,7 @@ import ipaddress
 import os
 import secrets
 import time
+from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -20,14 +21,16 @@ from tunesmith.catalog.clock import now
 from tunesmith.errors import NotPermitted
 from tunesmith.files import fsync_folder
 from tunesmith.jobs.home import Home
-from tunesmith.spec.catalog import LOCAL_USER, TokenRole
+from tunesmith.spec.access import ANY
+from tunesmith.spec.catalog import DEFAULT_PROJECT, LOCAL_USER, TokenRole
+from tunesmith.spec.names import ROLE_PREFIX
 from tunesmith.storage.database import Database
 from tunesmith.storage.tables import TOKENS
 
 ADMINISTRATOR = "admin"
 PUBLIC = "public"  # the permission of a route that needs no token
-# What fine-tuning takes, on anybody's objects: a server is one team's. Whatever is not named is an administrator's, so
-# that a new permission is refused until somebody decides.
+# What fine-tuning takes, and what a policy means by `use`. Whatever is not named administers, so that a new permission
+# is refused until somebody decides: a policy grants it by its whole name alone.
 USER_MAY = frozenset({
     "alias.remove", "alias.set",
     "dataset.add", "dataset.change", "dataset.delete", "dataset.read",
@@ -39,11 +42,20 @@ USER_MAY = frozenset({
     "model.change", "model.delete", "model.download", "model.read", "model.register", "model.use",
     "network.read",
     "permission.read",
+    "project.read",
     "session.end",
     "shape.read",
     "system.read",
     "version.change", "version.delete", "version.download", "version.read", "version.register",
 })  # fmt: skip
+READS = frozenset(each for each in USER_MAY if each.endswith((".read", ".browse")))  # what a policy means by `read`
+# Of every token, whatever the policies: to end one's session, to see one's own projects and one's own rights.
+OF_EVERY_TOKEN = frozenset({"permission.read", "project.read", "session.end"})
+NEVER_GRANTED = frozenset({"policy", "token"})  # nouns: who may do these is an administrator
+# Nouns whose objects are of a project; and answers, which are a version's as often as a base's. All else is of the
+# whole server: who may do it in one project may do it.
+OF_PROJECTS = frozenset({"alias", "dataset", "job", "version"})
+ANSWERING = "model.use"
 HOME_TOKEN_ID = "home"  # noqa: S105  # an id, no secret
 REMEMBERED_SECONDS = 1.0  # how long another process's revocation may take to count
 REMEMBERED_TOKENS = 1000
@@ -51,12 +63,19 @@ REMEMBERED_TOKENS = 1000
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Principal:
-    """The caller of one request. is_local: the home's own token, from this machine: may name paths of it."""
+    """The caller of one request. is_local: the home's own token, from this machine: may name paths of it.
+
+    project: the one that the request means; projects: those that he sees; allowed: what policies let him do in that
+    project, once `Policies.placed` has looked.
+    """
 
     token_id: str
     name: str
     role: str
     is_local: bool = False
+    project: str = DEFAULT_PROJECT
+    projects: tuple[str, ...] = ()
+    allowed: frozenset[str] = frozenset()
 
     @property
     def actor(self) -> str:
@@ -72,32 +91,72 @@ ANYBODY = Principal(token_id="-", name="-", role="none")  # noqa: S106  # nobody
 
 
 def require(principal: Principal, action: str, object: str | None = None) -> None:
-    """Raises NotPermitted unless the caller may do `action` (`noun.verb`) to `object` (an id; None: the noun as such).
-
-    Decided here and nowhere else.
-    """
+    """Raises NotPermitted unless the caller may do `action` (`noun.verb`) to `object` (an id; None: the noun)."""
     if may(principal, action):
         return
+    where = f" in the project {principal.project}" if is_of_project(action) else ""
     raise NotPermitted(
         "NOT_PERMITTED",
-        f"The role {principal.role} does not allow {action}" + (f" of {object}." if object else "."),
-        hint="Ask an administrator for a token with that right.",
+        f"No policy lets {principal.name} do {action}" + (f" of {object}" if object else "") + f"{where}.",
+        hint="Ask an administrator for a policy that allows it.",
     )
 
 
 def may(principal: Principal, action: str) -> bool:
     """What `require` decides, for what is shown or left out."""
-    return allows(principal.role, action)
+    return allows(principal, action)
 
 
-def who_may(action: str) -> list[str]:
-    """The roles that `require` lets do an action."""
-    return ["anybody"] if action == PUBLIC else [role.value for role in TokenRole if allows(role.value, action)]
+def allows(principal: Principal, action: str) -> bool:
+    """An administrator may do everything; others what `grants` found."""
+    return action == PUBLIC or principal.role == ADMINISTRATOR or action in principal.allowed
 
 
-def allows(role: str, action: str) -> bool:
-    """The one rule that `require`, `may` and the table of who may do what go by."""
-    return action == PUBLIC or role == ADMINISTRATOR or (role == TokenRole.USER and action in USER_MAY)
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Policy:
+    """A policy as the rule reads it. may: whole permissions; projects: None for all."""
+
+    name: str
+    who: frozenset[str]
+    may: frozenset[str]
+    projects: frozenset[str] | None
+
+    def names(self, name: str, role: str) -> bool:
+        return not self.who.isdisjoint((name, f"{ROLE_PREFIX}{role}", ANY))
+
+    def covers(self, project: str) -> bool:
+        return self.projects is None or project in self.projects
+
+
+def grants(policies: Iterable[Policy], *, name: str, role: str, project: str) -> dict[str, list[str]]:
+    """What one who is no administrator may do in a project: each permission, with the policies that allow it.
+
+    The one rule: requests, what pages show, the table of who may do what and `policy check` all go by it.
+    """
+    found: dict[str, list[str]] = {permission: [ANY] for permission in OF_EVERY_TOKEN}
+    for policy in policies:
+        if not policy.names(name, role):
+            continue
+        for permission in policy.may:
+            if policy.covers(project) or not is_of_project(permission):
+                found.setdefault(permission, []).append(policy.name)
+    return found
+
+
+def is_of_project(permission: str) -> bool:
+    return permission.partition(".")[0] in OF_PROJECTS or permission == ANSWERING
+
+
+def granted(entry: str) -> frozenset[str]:
+    """The permissions that an entry of a policy's `may` stands for: `use`, `read`, `noun.*`, `noun.verb`."""
+    if entry in ("use", "read"):
+        return USER_MAY if entry == "use" else READS
+    noun, _, verb = entry.partition(".")
+    if noun in NEVER_GRANTED:
+        return frozenset()
+    if verb == ANY:
+        return frozenset(each for each in USER_MAY if each.startswith(f"{noun}."))
+    return frozenset({entry})
 
 
 class Tokens:

@@ -37,7 +37,7 @@ def made_before(call: Call, key: str | None, body: BaseModel, *, route: str) -> 
 
 def _wish(call: Call, key: str, text: str, *, route: str) -> dict[str, str]:
     digest = hashlib.sha256(text.encode()).hexdigest()
-    return {"actor": call.actor, "key": key, "route": route, "body_sha256": digest}
+    return {"actor": call.actor, "key": key, "route": route, "body_sha256": digest, "project": call.project}
 
 
 def once(

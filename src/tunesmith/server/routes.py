@@ -26,11 +26,13 @@ from tunesmith.server.errors import error_response
 from tunesmith.server.forms import Form, read_form
 from tunesmith.server.guard import OWN_USER
 from tunesmith.server.json_body import read_json
+from tunesmith.server.policies import OPENAI_PROJECT_HEADER, PROJECT_HEADER
 from tunesmith.server.service import Call, Service
 from tunesmith.server.sessions import (
     CSRF_FIELD,
     CSRF_HEADER,
     authorization_of,
+    chosen_project,
     require_csrf,
     require_own_page,
     session_secret,
@@ -43,8 +45,8 @@ BODY_SECONDS = 60.0  # for the whole of a JSON body
 REFUSALS = {
     400: "The path is not well-formed.",
     401: "No token, or a wrong one.",
-    403: "The token's role does not allow it, or the request comes from another site.",
-    404: "There is no such object.",
+    403: "No policy allows it, or the request comes from another site.",
+    404: "There is no such object, or no such project for this caller.",
     405: "The path has no such method.",
     408: "The body did not come in time.",
     409: "The object's state, or what uses it, forbids it; or an idempotency key was used for another request.",
@@ -56,7 +58,7 @@ REFUSALS = {
     500: "A fault of ours, with the number under which the server's log has the details.",
     503: "The machine cannot do it now: busy, out of disk, or a store that does not answer.",
 }
-ALWAYS = (400, 401, 403, 405, 421, 422, 431, 500, 503)
+ALWAYS = (400, 401, 403, 404, 405, 421, 422, 431, 500, 503)
 WITH_BODY = (408, 413, 415)
 PROGRAMS = ("/api/", "/v1/", "/static/", "/healthz", "/openapi.json")  # nobody looks at these paths
 BODY_TYPES = {"json": "application/json", "form": "application/x-www-form-urlencoded"}
@@ -106,7 +108,7 @@ def register(app: FastAPI, route: Route) -> None:
         success["content"] = success.get("content", {}) | route.content
     statuses = {*ALWAYS, *route.refusals, *(WITH_BODY if route.body != "none" else ())}
     if route.permission == PUBLIC:
-        statuses -= {401}
+        statuses -= {401, 404} - set(route.refusals)
     responses: dict[int | str, dict[str, Any]] = {
         status: {"description": "Done; nothing to tell."} if status == 204 else success
         for status in (route.status, *route.statuses)
@@ -216,7 +218,7 @@ def wants_page(request: Request) -> bool:
 def _admitted(request: Request, route: Route, known: frozenset[str]) -> StrictRequest:
     """The request with its caller, within the route's limits. Raises what refuses it."""
     service: Service = request.app.state.service
-    principal = ANYBODY if route.permission == PUBLIC else _caller(request, route, service)
+    principal = ANYBODY if route.permission == PUBLIC else _placed(request, _caller(request, route, service), service)
     request.state.actor = principal.actor
     require(principal, route.permission)
     if request.scope["query_string"]:
@@ -248,6 +250,17 @@ def _caller(request: Request, route: Route, service: Service) -> Principal:
         if route.body != "form":  # there the token may stand in the body, which is not read yet
             require_csrf(secret, request.headers.get(CSRF_HEADER))
     return principal
+
+
+def _placed(request: Request, principal: Principal, service: Service) -> Principal:
+    """In the project that a header names, or that a browser's session has chosen."""
+    asked = request.headers.get(PROJECT_HEADER)
+    if asked is None and request.url.path.startswith("/v1/"):
+        asked = request.headers.get(OPENAI_PROJECT_HEADER)
+    preferred = None
+    if authorization_of(request) is None and session_secret(request) is not None:
+        preferred = chosen_project(request)
+    return service.policies.placed(principal, asked=asked or None, preferred=preferred)
 
 
 class StrictRequest(Request):

@@ -23,8 +23,8 @@ from tunesmith.jobs.state import State
 from tunesmith.server.auth import Principal, Tokens
 from tunesmith.server.feed import EventFeed
 from tunesmith.server.forms import Form
+from tunesmith.server.policies import Policies
 from tunesmith.server.sessions import Sessions, SignInLinks
-from tunesmith.spec.catalog import DEFAULT_PROJECT
 from tunesmith.storage.database import Database
 
 SIMULTANEOUS_INSPECTIONS = 2
@@ -43,6 +43,7 @@ class Service:
     environment: Mapping[str, str]
     tokens: Tokens
     sessions: Sessions
+    policies: Policies
     links: SignInLinks
     feed: EventFeed
     curves: CurveReader
@@ -67,6 +68,7 @@ def make_service(
         environment=environment,
         tokens=Tokens(state.database),
         sessions=Sessions(state.database),
+        policies=Policies(state.database),
         links=SignInLinks(),
         feed=EventFeed(state.database),
         curves=CurveReader(),
@@ -107,8 +109,8 @@ class Call:
 
     @property
     def project(self) -> str:
-        """Projects of their own come with users and policies; until then there is one."""
-        return DEFAULT_PROJECT
+        """The one that the request means: what it reads and makes is of that project."""
+        return self.principal.project
 
 
 async def _call(request: Request) -> Call:

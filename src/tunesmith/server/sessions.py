@@ -54,6 +54,15 @@ def own_user_secret(token: str) -> str:
     return hashlib.sha256(f"own user:{token}".encode()).hexdigest()
 
 
+def project_cookie(request: Request) -> str:
+    return f"tunesmith_project_{request.url.port or 80}"
+
+
+def chosen_project(request: Request) -> str:
+    """What the browser's user chose last; empty: nothing. It gives no right: what he may do there is looked up."""
+    return request.cookies.get(project_cookie(request), "")
+
+
 def csrf_token(secret: str) -> str:
     """What pages of this session carry. It follows from the cookie, which scripts and other sites cannot read."""
     return hashlib.sha256(f"csrf:{secret}".encode()).hexdigest()
@@ -164,6 +173,14 @@ class SignInLinks:
 def set_cookie(response: Response, request: Request, secret: str) -> None:
     response.set_cookie(
         cookie_name(request), secret, max_age=sessions.DAYS * 24 * 3600, path=_cookie_path(request), httponly=True,
+        samesite="strict",
+        secure=(request.headers.get("origin") or "").startswith("https://"),
+    )  # fmt: skip
+
+
+def set_project(response: Response, request: Request, project: str) -> None:
+    response.set_cookie(
+        project_cookie(request), project, max_age=365 * 24 * 3600, path=_cookie_path(request), httponly=True,
         samesite="strict",
         secure=(request.headers.get("origin") or "").startswith("https://"),
     )  # fmt: skip

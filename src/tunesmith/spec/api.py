@@ -11,6 +11,7 @@ from pydantic import ConfigDict, Field
 from typing_extensions import TypedDict  # pydantic needs this one before Python 3.12
 
 from tunesmith.errors import ErrorForm
+from tunesmith.spec.access import PolicyView, ProjectView
 from tunesmith.spec.artifacts import Fate, LedgerRow, ManifestFile
 from tunesmith.spec.base import Spec
 from tunesmith.spec.catalog import (
@@ -427,6 +428,22 @@ class NetworkPage(Page):
     networks: list[NetworkView]
 
 
+class ProjectPage(Page):
+    projects: list[ProjectView]
+
+
+class PolicyPage(Page):
+    policies: list[PolicyView]
+
+
+class RightsQuery(Spec):
+    """What one may do: of whom, where, and of what."""
+
+    who: str | None = Field(None, min_length=1, max_length=128, description="A token's name; absent: the caller's.")
+    project: str | None = Field(None, min_length=1, max_length=63, description="Absent: the request's own.")
+    action: str | None = Field(None, min_length=1, max_length=63, description="This permission alone.")
+
+
 class TokenPage(Page):
     tokens: list[TokenView]
 
@@ -525,11 +542,26 @@ class PermittedRoute(Spec):
     summary: str
 
 
+class Allowance(Spec):
+    """A policy that allows a permission, to whom and where."""
+
+    policy: str
+    who: list[str]
+    projects: list[str]
+
+
 class Permission(Spec):
     """One thing that somebody may be allowed to do."""
 
     permission: str = Field(description="`noun.verb`; `public`: anybody, without a token.")
-    who: list[str] = Field(description="Roles that may; `anybody` for what needs no token.")
+    who: list[str] = Field(
+        description="Roles that may whatever the policies say; `anybody` for what needs no token.",
+    )
+    policies: list[Allowance] = Field(description="By which others may; who is no administrator sees his own.")
+    is_of_project: bool = Field(description="It is decided in each project; else once for the whole server.")
+    is_grantable: Literal["yes", "by name", "no"] = Field(
+        description="Whether a policy can allow it: also as a part of `use`, by its whole name alone, or never."
+    )
     routes: list[PermittedRoute]
 
 

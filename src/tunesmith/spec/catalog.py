@@ -16,7 +16,7 @@ from tunesmith.spec.base import Spec
 from tunesmith.spec.datasets import DatasetReport, Notice, Role, RowCounts, RowKind
 from tunesmith.spec.metrics import EpochMetrics, Sample, SplitMetrics
 from tunesmith.spec.models import ModelFacts
-from tunesmith.spec.names import CREDENTIALS, INTERFACE, TAG, ModelName, Name, VersionSetName
+from tunesmith.spec.names import CREDENTIALS, INTERFACE, ROLE_PREFIX, TAG, ModelName, Name, VersionSetName
 from tunesmith.spec.quotas import EVERYBODY
 from tunesmith.spec.requests import clean_text, one_clean_line
 from tunesmith.spec.training import TrainingSettings
@@ -76,9 +76,12 @@ def _credentials(text: str) -> str:
     return CREDENTIALS.check(text) if text else text
 
 
-def _no_star(text: str) -> str:
+def _one_token(text: str) -> str:
+    """Quotas and policies name tokens: a name must not read as many of them."""
     if text == EVERYBODY:
-        raise ValueError(f"{EVERYBODY} means everybody, where quotas are set")
+        raise ValueError(f"{EVERYBODY} means everybody, where quotas and policies are set")
+    if text.startswith(ROLE_PREFIX):
+        raise ValueError(f"{ROLE_PREFIX} begins what means all tokens of a role")
     return text
 
 
@@ -438,15 +441,15 @@ class NetworkView(Spec):
 
 
 class TokenRole(StrEnum):
-    """What a token's holder may do; `server/auth.py` says it permission by permission."""
+    """An administrator may do everything; a user what policies allow (`server/auth.py`)."""
 
     ADMIN = "admin"
     USER = "user"
 
 
 class NewToken(Spec):
-    name: Annotated[Label, AfterValidator(_no_star)]
-    role: TokenRole = Field(TokenRole.USER, description="admin: everything; user: everything but administering.")
+    name: Annotated[Label, AfterValidator(_one_token)]
+    role: TokenRole = Field(TokenRole.USER, description="admin: everything; user: what policies allow.")
     days: int | None = Field(None, ge=1, le=3650, description="Days until it expires; absent: never.")
 
 
@@ -458,6 +461,10 @@ class TokenView(Spec):
     created_at: str
     expires_at: str | None
     revoked_at: str | None
+    policies: list[str] = Field(
+        default_factory=list[str],
+        description="Those that name it, by its name or its role; an administrator needs none.",
+    )
 
 
 class AuditView(Spec):

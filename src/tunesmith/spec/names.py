@@ -50,6 +50,7 @@ class Spelling:
         return handler(schema) | {"pattern": f"^{self.pattern}$"}
 
 
+ROLE_PREFIX = "role:"  # in a policy: all tokens of a role; so no token is called so
 LETTERS = "letters, digits and . _ -, a letter or digit first"
 NAME = Spelling(
     pattern=r"[a-z0-9][a-z0-9._-]{0,62}", what="a name", words=f"1 to 63 lower-case {LETTERS}", example="team-a"
@@ -105,10 +106,15 @@ CREDENTIALS = Spelling(
     pattern=r"(env|profile|file):.{1,512}", what="a place of credentials",
     words="env:PREFIX, profile:NAME or file:PATH, never a secret itself", example="env:TEAM_A",
 )  # fmt: skip
+GRANT = Spelling(
+    pattern=r"(read|use|[a-z]{1,30}\.([a-z]{1,30}|\*))", what="what a policy can allow",
+    words="a permission as in `job.submit`, all of a noun as in `job.*`, or one of the words `read` and `use`",
+    example="use",
+)  # fmt: skip
 
 SPELLINGS = (
     NAME, ALIAS, VERSION_SET, MODEL_NAME, HUB_ID, HUB_OWNER, HUB_TASK, LICENCE, REVISION, FILE_PATTERN, INTERFACE, TAG,
-    EVENT_KINDS, CREDENTIALS,
+    EVENT_KINDS, CREDENTIALS, GRANT,
 )  # fmt: skip
 
 

@@ -40,6 +40,8 @@ from tunesmith.spec.catalog import (
     NewLog,
     NewNetwork,
     NewToken,
+    TokenRole,
+    TokenView,
 )
 from tunesmith.spec.quotas import QuotaChange, QuotaView
 
@@ -154,7 +156,14 @@ def list_tokens(call: CallNow, query: Annotated[PageQuery, Query()]) -> TokenPag
     """Every token with its state; never its text."""
     with call.database.read() as connection:
         page = tokens.list_tokens(connection, after=query.after, limit=query.limit)
-    return TokenPage(tokens=page.items, next=page.next)
+    return TokenPage(tokens=[_with_policies(call, each) for each in page.items], next=page.next)
+
+
+def _with_policies(call: Call, token: TokenView) -> TokenView:
+    if token.role is TokenRole.ADMIN:
+        return token
+    naming = [each.name for each in call.service.policies.rules().policies if each.names(token.name, token.role)]
+    return token.model_copy(update={"policies": naming})
 
 
 def create_token(call: CallNow, new: Annotated[NewToken, Body()], idempotency_key: IdempotencyKey = None) -> Response:
@@ -168,7 +177,7 @@ def create_token(call: CallNow, new: Annotated[NewToken, Body()], idempotency_ke
 
     token_id, is_new = once(call, idempotency_key, new, route="POST /api/tokens", make=make)
     with call.database.read() as connection:
-        view = tokens.find_token(connection, token_id)
+        view = _with_policies(call, tokens.find_token(connection, token_id))
     return created(TokenWithSecret(**view.model_dump(), token=told[0] if is_new else None), is_new=is_new)
 
 

@@ -1,9 +1,8 @@
-"""Is it up, what does it run on, and who may do what."""
+"""Is it up, and what does it run on."""
 
 from __future__ import annotations
 
 import shutil
-from collections.abc import Sequence
 
 import sqlalchemy as sa
 
@@ -11,7 +10,7 @@ from tunesmith import __version__
 from tunesmith.jobs.home import Home
 from tunesmith.jobs.slots import gpu_name
 from tunesmith.plan.machine import LEAST_DISK_BYTES, Machine, machine_notices
-from tunesmith.server.auth import PUBLIC, who_may
+from tunesmith.server.auth import PUBLIC
 from tunesmith.server.routes import Route
 from tunesmith.server.service import Call, CallNow
 from tunesmith.spec.api import (
@@ -19,9 +18,6 @@ from tunesmith.spec.api import (
     GpuView,
     Health,
     MachineView,
-    Permission,
-    PermissionList,
-    PermittedRoute,
     ShapeDevice,
     ShapePage,
     ShapeView,
@@ -113,23 +109,6 @@ def _where(call: Call) -> dict[str, str]:
     return {job_id: slot for job_id, slot in running.items() if slot is not None}
 
 
-def list_permissions(call: CallNow) -> PermissionList:
-    """Every permission that a route declares, who has it, and what it opens."""
-    return permissions_of(call.request.app.state.routes)
-
-
-def permissions_of(routes: Sequence[Route]) -> PermissionList:
-    by_permission: dict[str, list[PermittedRoute]] = {}
-    for route in routes:
-        each = PermittedRoute(method=route.method, path=route.path, summary=route.summary)
-        by_permission.setdefault(route.permission, []).append(each)
-    return PermissionList(
-        permissions=[
-            Permission(permission=name, who=who_may(name), routes=by_permission[name]) for name in sorted(by_permission)
-        ]
-    )
-
-
 ROUTES = [
     Route(
         method="GET", path="/healthz", handler=health, permission=PUBLIC, summary="Is the server up",
@@ -142,9 +121,5 @@ ROUTES = [
     Route(
         method="GET", path="/api/shapes", handler=list_shapes, permission="shape.read",
         summary="List the shapes that jobs may run on", answer=ShapePage,
-    ),
-    Route(
-        method="GET", path="/api/permissions", handler=list_permissions, permission="permission.read",
-        summary="Who may do what", answer=PermissionList,
     ),
 ]  # fmt: skip

@@ -30,6 +30,8 @@ def _section(name: str, icon: str, permission: str) -> Entry:
 # The pages of Admin, as tabs and on its first page. Rights over single objects belong behind "Who may do what".
 ADMIN: tuple[Entry, ...] = (
     _section("tokens", "key", "token.read"),
+    _section("projects", "layers", "project.read"),
+    _section("policies", "list-checks", "policy.read"),
     _section("permissions", "shield", "permission.read"),
     _section("locations", "cloud", "location.read"),
     _section("logs", "scroll-text", "log.read"),
@@ -75,6 +77,7 @@ def page_routes() -> list[Route]:
         locations,
         models,
         networks,
+        policies,
         search,
         session,
         version_sets,
@@ -97,5 +100,6 @@ def page_routes() -> list[Route]:
         access,
         locations,
         networks,
+        policies,
     )
     return [route for noun in nouns for route in noun.ROUTES]

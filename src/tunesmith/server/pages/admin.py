@@ -14,24 +14,30 @@ from typing import Annotated, Any
 from fastapi import Query
 from pydantic import Field
 
+from tunesmith.errors import TunesmithError
 from tunesmith.server import auth
 from tunesmith.server.api import administration as routes
+from tunesmith.server.api.access import list_permissions, show_rights
 from tunesmith.server.api.jobs import list_jobs
-from tunesmith.server.api.system import list_permissions, list_shapes, show_system
+from tunesmith.server.api.system import list_shapes, show_system
+from tunesmith.server.errors import status_of
 from tunesmith.server.pages import words
 from tunesmith.server.pages.page import View, is_part, page, query_text
 from tunesmith.server.pages.shown import plural
 from tunesmith.server.service import Call, CallNow
+from tunesmith.spec.access import Right
 from tunesmith.spec.api import (
     CURSOR_CHARACTERS,
+    Allowance,
     AuditQuery,
     JobQuery,
     PageQuery,
     Permission,
+    RightsQuery,
     SystemView,
 )
 from tunesmith.spec.base import Spec
-from tunesmith.spec.catalog import AuditView, TokenRole
+from tunesmith.spec.catalog import AuditView
 from tunesmith.spec.jobs import JobState
 from tunesmith.spec.quotas import EVERYBODY, QuotaView
 
@@ -44,6 +50,7 @@ NEARLY = 0.9  # of a quota
 ADDRESSES = {  # noun of an act -> where its object's page is
     "job": "/jobs/", "dataset": "/datasets/", "version": "/versions/", "model": "/models/", "set": "/version-sets/",
     "location": "/admin/locations/", "log": "/admin/logs/", "network": "/admin/networks/",
+    "project": "/admin/projects/", "policy": "/admin/policies/",
 }  # fmt: skip
 GONE = ("delete", "remove", "bytes")  # verbs after which there is no such page
 
@@ -137,42 +144,65 @@ def _used(view: QuotaView) -> Iterator[tuple[str, int, int]]:
 # ---- who may do what
 
 
+class RightsForm(Spec):
+    """What may who do where? A field that was left empty is absent."""
+
+    who: str = Field("", max_length=128)
+    project: str = Field("", max_length=63)
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Right:
-    """A permission as a line of the table: what it lets one do, in words, and which roles have it."""
+class Line:
+    """A permission as a line of the table: what it lets one do, in words, who has it, and whether the one asked for."""
 
     name: str
     what: list[str]
-    roles: frozenset[str]
+    roles: list[str]
+    policies: list[Allowance]
+    is_of_project: bool
+    is_allowed: bool
+    by: list[str]
 
 
-def permissions_page(call: CallNow) -> View:
+def permissions_page(call: CallNow, query: Annotated[RightsForm, Query()]) -> View:
     """From the permissions that the routes declare and the one rule that decides: nothing is written down twice."""
-    roles = [role.value for role in TokenRole]
-    by_noun: dict[str, list[Right]] = defaultdict(list)
+    asked = {name: value.strip() for name, value in query if value.strip()}
+    error: TunesmithError | None = None
+    try:
+        rights = show_rights(call, RightsQuery.model_validate(asked))
+    except TunesmithError as refused:
+        error, rights = refused, show_rights(call, RightsQuery.model_validate({}))
+    by_noun: dict[str, list[Line]] = defaultdict(list)
+    found = {right.permission: right for right in rights.rights}
     for each in list_permissions(call).permissions:
-        noun = each.permission.partition(".")[0]
-        by_noun[noun].append(_right(each, roles))
-    for rights in by_noun.values():
-        rights.sort(key=lambda right: not right.name.endswith(".read"))  # to see comes before to change
+        by_noun[each.permission.partition(".")[0]].append(_line(each, found.get(each.permission)))
+    for lines in by_noun.values():
+        lines.sort(key=lambda line: not line.name.endswith(".read"))  # to see comes before to change
     nouns = sorted(by_noun, key=lambda noun: (noun == auth.PUBLIC, words.NOUNS.get(noun, noun).lower()))
     context = {
-        "roles": roles,
         "role_words": words.ROLES,
         "nouns": [(words.NOUNS.get(noun, noun), by_noun[noun]) for noun in nouns],
-        "num_rights": {
-            role: sum(role in right.roles for rights in by_noun.values() for right in rights) for role in roles
-        },
-        "total": sum(len(rights) for rights in by_noun.values()),
-        "role": call.principal.role,
+        "num_rights": sum(line.is_allowed for lines in by_noun.values() for line in lines),
+        "total": sum(len(lines) for lines in by_noun.values()),
+        "rights": rights,
+        "is_own": rights.who == call.principal.name,
+        "query": query,
+        "error": error,
     }
-    return View(template="admin/permissions.html", context=context)
+    return View(template="admin/permissions.html", context=context, status=200 if error is None else status_of(error))
 
 
-def _right(permission: Permission, roles: list[str]) -> Right:
-    is_public = permission.permission == auth.PUBLIC
-    what = list(dict.fromkeys(route.summary for route in permission.routes))
-    return Right(name=permission.permission, what=what, roles=frozenset(roles if is_public else permission.who))
+def _line(permission: Permission, right: Right | None) -> Line:
+    """right: None for what needs no token."""
+    return Line(
+        name=permission.permission,
+        what=list(dict.fromkeys(route.summary for route in permission.routes)),
+        roles=permission.who,
+        policies=permission.policies,
+        is_of_project=permission.is_of_project,
+        is_allowed=right is None or right.is_allowed,
+        by=[] if right is None else right.by,
+    )
 
 
 # ---- shapes

@@ -10,6 +10,7 @@ from urllib.parse import quote
 from fastapi import Query
 from pydantic import Field
 
+from tunesmith.server.api.access import list_projects
 from tunesmith.server.api.datasets import list_datasets
 from tunesmith.server.api.explorer import explore_models
 from tunesmith.server.api.jobs import list_jobs
@@ -120,6 +121,11 @@ def _locations(call: Call, text: str) -> list[Hit]:
     return [Hit(title=each.name, path=f"/admin/locations/{each.name}", told=each.uri) for each in found.locations]
 
 
+def _projects(call: Call, text: str) -> list[Hit]:
+    found = list_projects(call, SearchQuery.model_validate(_asked(text)))
+    return [Hit(title=each.name, path=f"/admin/projects/{each.name}", told=each.description) for each in found.projects]
+
+
 NOUNS = tuple(
     Noun(title=words.FOUND[name], icon=icon, permission=permission, all_path=all_path, find=find)
     for name, icon, permission, all_path, find in (
@@ -129,6 +135,7 @@ NOUNS = tuple(
         ("versions", "boxes", "version.read", "/versions?search=", _versions),
         ("sets", "boxes", "version.read", "/version-sets?search=", _sets),
         ("locations", "folder", "location.read", "/admin/locations?search=", _locations),
+        ("projects", "layers", "project.read", "/admin/projects?search=", _projects),
     )
 )
 

@@ -26,7 +26,7 @@ WORDS: dict[str, dict[str, str]] = {
 
 ROLES = {
     "admin": "May do everything on this server: train, publish, delete, and let others in.",
-    "user": "May do all that fine-tuning takes, on anybody’s objects; sees locations, logs and networks, changes none.",
+    "user": "May do what policies allow in the projects that they name: at first all that fine-tuning takes.",
     "anybody": "Needs no token: to see that the server is up, and to read what its interface is.",
 }
 
@@ -42,6 +42,8 @@ NOUNS = {  # of permissions and of the audit log
     "model": "Base models",
     "network": "Networks",
     "permission": "Permissions",
+    "policy": "Policies",
+    "project": "Projects",
     "public": "Without a token",
     "quota": "Quotas",
     "session": "Sessions",
@@ -79,6 +81,12 @@ ACTS = {  # of the audit log
     "network.add": "declared a network",
     "network.change": "changed a network",
     "network.remove": "removed a network",
+    "policy.change": "changed a policy",
+    "policy.create": "made a policy",
+    "policy.delete": "deleted a policy",
+    "project.change": "changed a project",
+    "project.create": "made a project",
+    "project.delete": "deleted a project",
     "quota.change": "changed quotas",
     "quota.reset": "reset quotas",
     "session.end": "signed out",
@@ -124,7 +132,9 @@ MENU = {
 
 SECTIONS = {  # of Admin: its tab, and what one does there
     "tokens": ("Tokens", "Let programs and colleagues in, and shut them out again."),
-    "permissions": ("Who may do what", "Each role, and everything it allows."),
+    "projects": ("Projects", "Keep apart what teams make: jobs, datasets, model versions."),
+    "policies": ("Policies", "Say who may do what in which projects."),
+    "permissions": ("Who may do what", "Each permission, and who has it; what one may do in a project."),
     "locations": ("Locations", "Buckets and folders for datasets and results."),
     "logs": ("Logs", "How long, and how much, of what jobs write is kept."),
     "networks": ("Networks", "What several machines of one job talk over."),
@@ -140,6 +150,7 @@ FOUND = {  # groups of the search
     "versions": "Model versions",
     "sets": "Version sets",
     "locations": "Locations",
+    "projects": "Projects",
 }
 
 STATES = {
