@@ -77,14 +77,15 @@ def test_the_cpu_holds_as_many_as_it_was_given(capacity: int, expected: list[int
 
 
 def test_a_queued_job_is_told_what_is_before_it_and_who_has_the_device() -> None:
-    told = places([job(1), job(2), job(3)], [cpu("job-0")])
+    told = places([job(1), job(2), job(3), job(4, "other")], [cpu("job-0")], projects={"job-0": "a"})
     assert told["job-1"].position == 1 and told["job-1"].reason == "the CPU is used by job-0"
     assert told["job-2"].reason == "1 job before it; the CPU is used by job-0"
     assert told["job-3"].position == 3 and told["job-3"].reason == "2 jobs before it; the CPU is used by job-0"
+    assert told["job-4"].reason.endswith("the CPU is used by a job of another project"), "ids of others are not told"
 
 
 def test_a_job_that_no_device_holds_is_told_what_it_needs_and_what_is_free() -> None:
-    told = places([job(1, needs=int(12.3e9)), job(2)], [gpu(0, free=8e9), gpu(1, "job-9")])
+    told = places([job(1, needs=int(12.3e9)), job(2)], [gpu(0, free=8e9), gpu(1, "job-9")], projects={})
     assert told["job-1"].reason == "needs 12.3 GB, 8.0 GB are free on GPU 0 (90% of them count)"
     assert told["job-2"].reason == "1 job before it; it starts now on GPU 0"
 

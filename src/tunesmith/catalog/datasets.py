@@ -6,7 +6,7 @@ from __future__ import annotations
 
 import json
 import secrets
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from typing import Any
 
 import sqlalchemy as sa
@@ -161,6 +161,14 @@ def with_source(connection: sa.Connection, new: NewDataset, *, project: str) -> 
         columns.columns == json.dumps(new.columns, sort_keys=True),
     )
     return connection.execute(query.order_by(columns.sequence.desc()).limit(1)).scalar()
+
+
+def own_datasets(connection: sa.Connection, dataset_ids: Collection[str], *, project: str) -> set[str]:
+    """Those of them that are of the project."""
+    query = sa.select(DATASETS.c.dataset_id).where(
+        DATASETS.c.dataset_id.in_(dataset_ids), DATASETS.c.project == project
+    )
+    return set(connection.execute(query).scalars())
 
 
 def dataset_users(connection: sa.Connection, dataset_id: str, *, project: str) -> list[str]:

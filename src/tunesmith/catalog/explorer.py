@@ -31,8 +31,8 @@ from tunesmith.spec.known_models import KnownModel
 from tunesmith.storage.tables import MODEL_VERSIONS
 
 
-def explore(connection: sa.Connection, query: ExplorerQuery, *, project: str) -> ExplorerPage:
-    """Raises UsageFault (BAD_CURSOR)."""
+def explore(connection: sa.Connection, query: ExplorerQuery, *, project: str | None) -> ExplorerPage:
+    """project: whose versions are counted; None: none. Raises UsageFault (BAD_CURSOR)."""
     cards = _all_cards(connection, project=project)
     wanted = [card for card in cards if _matches(card, query)]
     wanted.sort(key=_order(query.sort, query.search))
@@ -52,7 +52,7 @@ def explore(connection: sa.Connection, query: ExplorerQuery, *, project: str) ->
     return ExplorerPage(cards=page, total=len(wanted), choices=_choices(cards), next=following)
 
 
-def find_card(connection: sa.Connection, name: str, *, project: str) -> tuple[ModelCard, BaseModelView | None]:
+def find_card(connection: sa.Connection, name: str, *, project: str | None) -> tuple[ModelCard, BaseModelView | None]:
     """The card of a registered or a known model, with its registration. Raises Unknown (UNKNOWN_MODEL)."""
     counts = _version_counts(connection, project=project)
     try:
@@ -68,7 +68,7 @@ def find_card(connection: sa.Connection, name: str, *, project: str) -> tuple[Mo
 # ---- cards
 
 
-def _all_cards(connection: sa.Connection, *, project: str) -> list[ModelCard]:
+def _all_cards(connection: sa.Connection, *, project: str | None) -> list[ModelCard]:
     counts = _version_counts(connection, project=project)
     here = [_registered_card(model, counts.get(model.name, 0)) for model in all_models(connection)]
     held = {card.hub_id.lower() for card in here if card.hub_id}
@@ -79,7 +79,9 @@ def _all_cards(connection: sa.Connection, *, project: str) -> list[ModelCard]:
     ]  # fmt: skip
 
 
-def _version_counts(connection: sa.Connection, *, project: str) -> dict[str, int]:
+def _version_counts(connection: sa.Connection, *, project: str | None) -> dict[str, int]:
+    if project is None:
+        return {}
     columns = MODEL_VERSIONS.c
     rows = connection.execute(
         sa.select(columns.base_name, sa.func.count())

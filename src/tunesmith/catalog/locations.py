@@ -5,7 +5,7 @@ A location keeps a reference to its credentials, never a secret. What a location
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from typing import Any
 from urllib.parse import unquote
 
@@ -19,8 +19,9 @@ from tunesmith.errors import Conflict, Unknown
 from tunesmith.spec.catalog import LocationChange, LocationView, NewLocation
 from tunesmith.spec.jobs import FINAL_STATES
 from tunesmith.storage.database import fields_of
+from tunesmith.storage.locations import BucketPlace, Place, find_place, uri_of
 from tunesmith.storage.objects import Location
-from tunesmith.storage.tables import DATASETS, JOBS, LOCATIONS
+from tunesmith.storage.tables import DATASETS, JOBS, LOCATIONS, MODEL_VERSIONS
 
 
 def add_location(connection: sa.Connection, new: NewLocation, *, actor: str) -> LocationView:
@@ -87,6 +88,26 @@ def place_of_file(connection: sa.Connection, uri: str, *, location: str | None) 
         if uri.startswith(top):
             return location_of_uri(connection, top.rstrip("/")), unquote(uri.removeprefix(top))
     return location_of_uri(connection, uri), ""
+
+
+def place_in(location: LocationView, below: str) -> Place:
+    """What lies at a path below the location."""
+    top = find_place(location.uri, field="location")
+    if isinstance(top, BucketPlace):
+        return BucketPlace(bucket=top.bucket, key="/".join(part for part in (top.key, below.strip("/")) if part))
+    return top / below.strip("/")
+
+
+def places_of_others(connection: sa.Connection, places: Collection[Place], *, project: str) -> set[str]:
+    """The URIs of those places to which a version of another project was, or will be, published."""
+    uris = [uri_of(place) for place in places]
+    columns = MODEL_VERSIONS.c
+    found = connection.execute(
+        sa.select(columns.results_uri, columns.artifact_uri).where(
+            columns.project != project, columns.results_uri.in_(uris) | columns.artifact_uri.in_(uris)
+        )
+    ).all()
+    return {uri for row in found for uri in row if uri is not None} & set(uris)
 
 
 def users_of_location(connection: sa.Connection, name: str) -> tuple[list[str], list[str]]:

@@ -79,7 +79,9 @@ def tell_uses(output: Output, uses: Uses) -> None:
     """What uses an object, one a line."""
     for each in (*uses.datasets, *uses.jobs):
         output.say(each)
-    if not uses.datasets and not uses.jobs:
+    if uses.of_other_projects:
+        output.say(f"{uses.of_other_projects:,} of other projects")
+    elif not uses.datasets and not uses.jobs:
         output.say("Nothing uses it now.")
 
 

@@ -88,7 +88,7 @@ def check_submission(submission: Submission, *, state: State, results_checks: Re
     results, notices = None, list[Notice]()
     if request.results is not None:
         results = uri_of(find_place(results_uri(request.results, state=state, field="results"), field="results"))
-        notices = results_checks.check(results, state=state)
+        notices = results_checks.check(results, state=state, project=submission.project)
     return NewJob(
         job_id=new_job_id(),
         request=request,

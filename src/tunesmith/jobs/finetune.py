@@ -21,6 +21,7 @@ from tunesmith.jobs.inputs import dataset_file, dataset_id, location_of, model_f
 from tunesmith.jobs.inspection import Inspection
 from tunesmith.jobs.models import FoundModel
 from tunesmith.jobs.parents import Parent, fetch_adapter, find_parent, require_same_base, with_form_of
+from tunesmith.jobs.queue import HIDDEN_JOB
 from tunesmith.jobs.records import JobFolder, create_job, new_job_id
 from tunesmith.jobs.settings import option_name, refuse_not_built
 from tunesmith.jobs.state import State
@@ -128,7 +129,7 @@ def prepare_job(
         refuse_precision(settings, machine)
         _require_log(request.log, state=state)  # the database is opened here, while the inspect worker runs
         if target is not None:
-            _refuse_promised(target, state=state, job_id=job_id)
+            _refuse_promised(target, state=state, job_id=job_id, project=project)
         reports = [check_rows(dataset) for dataset in datasets]
         is_split = request.validation_dataset is None and settings.validation_fraction > 0
         if is_split and reports[0].rows - reports[0].duplicates < 2:  # told now: counting tokens may take minutes
@@ -332,12 +333,14 @@ def _check_results(target: Path, *, datasets: list[DatasetInput], model: FoundMo
     check_target(target)
 
 
-def _refuse_promised(target: Place, *, state: State, job_id: str | None) -> None:
+def _refuse_promised(target: Place, *, state: State, job_id: str | None, project: str) -> None:
     unfinished = [other for other in JobState if other not in FINAL_STATES]
     places = [
         (
             _steps(find_place(record.results_uri, field="results")),
-            f"the results location of the unfinished job {record.job_id}",
+            f"the results location of the unfinished job {record.job_id}"
+            if record.project == project
+            else f"the results location of {HIDDEN_JOB}",
         )
         for record in state.jobs.records(states=unfinished)
         if record.job_id != job_id

@@ -12,6 +12,7 @@ from collections import defaultdict, deque
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
+HIDDEN_JOB = "a job of another project"
 USABLE_SHARE = 0.9  # of the memory free now; the plan keeps the same reserve (`plan/resolve.py`)
 
 
@@ -111,12 +112,13 @@ def choose(order: Sequence[QueuedJob], slots: Sequence[Slot]) -> list[tuple[Queu
     return starts
 
 
-def places(order: Sequence[QueuedJob], slots: Sequence[Slot]) -> dict[str, QueuePlace]:
-    """Each queued job's place and the reason in words."""
-    busy = _in_use(slots)
+def places(order: Sequence[QueuedJob], slots: Sequence[Slot], *, projects: Mapping[str, str]) -> dict[str, QueuePlace]:
+    """Each queued job's place and the reason in words. projects: of the running jobs; others' are not named."""
+    told = {project: _in_use(slots, project, projects) for project in {job.project for job in order}}
     starting = {job.job_id: slot for job, slot in choose(order, slots)}
     found: dict[str, QueuePlace] = {}
     for index, job in enumerate(order):
+        busy = told[job.project]
         if slot := starting.get(job.job_id):
             reason = f"it starts now on {slot.label}"
         elif busy and not any(slot.has_room for slot in slots):
@@ -128,8 +130,11 @@ def places(order: Sequence[QueuedJob], slots: Sequence[Slot]) -> dict[str, Queue
     return found
 
 
-def _in_use(slots: Sequence[Slot]) -> str:
-    return ", ".join(f"{slot.label} is used by {' and '.join(slot.users)}" for slot in slots if slot.users)
+def _in_use(slots: Sequence[Slot], project: str, projects: Mapping[str, str]) -> str:
+    def named(slot: Slot) -> str:
+        return " and ".join(user if projects.get(user) == project else HIDDEN_JOB for user in slot.users)
+
+    return ", ".join(f"{slot.label} is used by {named(slot)}" for slot in slots if slot.users)
 
 
 def _too_little(job: QueuedJob, slots: Sequence[Slot]) -> str | None:

@@ -17,6 +17,7 @@ import sqlalchemy as sa
 
 from tunesmith.errors import InputRefused, MachineCannot
 from tunesmith.jobs.inputs import location_of
+from tunesmith.jobs.queue import HIDDEN_JOB
 from tunesmith.jobs.state import State
 from tunesmith.spec.datasets import Notice
 from tunesmith.spec.jobs import FINAL_STATES
@@ -51,10 +52,10 @@ class ResultsChecks:
         self._clock = clock
         self._buckets: dict[tuple[str | None, ...], _Bucket] = {}
 
-    def check(self, results_uri: str, *, state: State) -> list[Notice]:
+    def check(self, results_uri: str, *, state: State, project: str) -> list[Notice]:
         """Raises what `check_results` raises, but where a store does not answer, and InputRefused (RESULTS_TAKEN)."""
         place = find_place(results_uri, field="results")
-        _refuse_promised(place.uri if isinstance(place, BucketPlace) else place.as_uri(), state=state)
+        _refuse_promised(place.uri if isinstance(place, BucketPlace) else place.as_uri(), state=state, project=project)
         if isinstance(place, Path):
             check_target(place)
             return []
@@ -107,19 +108,22 @@ def _ask(store: ObjectStore, place: BucketPlace, *, is_known: bool) -> None:
     in_bounded_time(check, uri=place.uri, field="results", seconds=PATIENCE_SECONDS)
 
 
-def _refuse_promised(uri: str, *, state: State) -> None:
+def _refuse_promised(uri: str, *, state: State, project: str) -> None:
     """The place, or one that it lies in, is where an unfinished job will publish."""
     steps = PurePosixPath(uri.partition("://")[2])
     scheme = uri.partition("://")[0]
     places = [f"{scheme}://{each}" for each in (steps, *steps.parents)]
     with state.database.read() as connection:
         taken = connection.execute(
-            sa.select(JOBS.c.job_id).where(JOBS.c.state.not_in(FINAL_STATES), JOBS.c.results_uri.in_(places)).limit(1)
-        ).scalar()
+            sa.select(JOBS.c.job_id, JOBS.c.project)
+            .where(JOBS.c.state.not_in(FINAL_STATES), JOBS.c.results_uri.in_(places))
+            .limit(1)
+        ).one_or_none()
     if taken is not None:
+        whose = f"the unfinished job {taken.job_id}" if taken.project == project else HIDDEN_JOB
         raise InputRefused(
             "RESULTS_TAKEN",
-            f"The results location {uri} is, or lies in, that of the unfinished job {taken}.",
+            f"The results location {uri} is, or lies in, that of {whose}.",
             field="results",
             hint="Choose a place of its own.",
         )

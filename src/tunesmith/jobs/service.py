@@ -155,7 +155,10 @@ class JobService:
         """The place of each queued job and why it waits; as it was within the last second."""
         read_at, found = self._places
         if time.monotonic() - read_at >= PLACES_SECONDS:
-            found = places(self._order([*self._interrupted(), *self._accepted()]), self._slots())
+            order = self._order([*self._interrupted(), *self._accepted()])
+            with self._lock:
+                projects = {job_id: run.project for job_id, run in self._runs.items()}
+            found = places(order, self._slots(), projects=projects)
             self._places = (time.monotonic(), found)
         return found
 

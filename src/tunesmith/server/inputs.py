@@ -8,7 +8,9 @@ from __future__ import annotations
 
 from collections.abc import Generator
 from contextlib import contextmanager
+from pathlib import PurePosixPath
 
+from tunesmith.catalog import locations
 from tunesmith.catalog.models import model_path
 from tunesmith.errors import InputRefused, MachineCannot, NotPermitted
 from tunesmith.jobs.inputs import DATASET_ID, in_location
@@ -18,6 +20,7 @@ from tunesmith.spec.requests import FinetuneRequest
 from tunesmith.storage.locations import is_uri
 
 INSPECTION_PATIENCE_SECONDS = 10.0
+NOWHERE = PurePosixPath(".")
 DATASET_FIELDS = ("dataset", "validation_dataset", "test_dataset")
 
 
@@ -26,9 +29,9 @@ def check_places(call: Call, request: FinetuneRequest) -> None:
     for field in DATASET_FIELDS:
         text = getattr(request, field)
         if text is not None and not DATASET_ID.fullmatch(text):
-            _check_place(call, text, field=field)
+            check_place(call, text, field=field)
     if request.results is not None:
-        _check_place(call, request.results, field="results")
+        check_place(call, request.results, field="results")
     check_model(call, request.model)
 
 
@@ -51,9 +54,27 @@ def check_model(call: Call, text: str) -> None:
             model_path(connection, text)
 
 
-def _check_place(call: Call, text: str, *, field: str) -> None:
-    if in_location(text) is None:
+def check_place(call: Call, text: str, *, field: str) -> None:
+    found = in_location(text)
+    if found is None:
         check_path(call, text, field=field)
+    else:
+        check_in_location(call, *found, field=field)
+
+
+def check_in_location(call: Call, location: str, below: str, *, field: str) -> None:
+    """Raises Unknown for a location that is none, InputRefused (OBJECT_NOT_FOUND) for what another project published.
+
+    A location is everybody's; what Tunesmith wrote there for a project is that project's.
+    """
+    with call.database.read() as connection:
+        top, place = locations.find_location(connection, location), PurePosixPath(below)
+        around = [locations.place_in(top, "" if each == NOWHERE else str(each)) for each in (place, *place.parents)]
+        if locations.places_of_others(connection, around, project=call.project):
+            raise InputRefused(
+                "OBJECT_NOT_FOUND", f"There is nothing at {shown(f'{location}:{below}')} for this project.",
+                field=field, hint="Browse the location for what is there.",
+            )  # fmt: skip
 
 
 def check_path(call: Call, text: str, *, field: str) -> None:

@@ -400,6 +400,7 @@ class Uses(Spec):
 
     datasets: list[str] = Field(default_factory=list[str], description="Ids; of a location alone.")
     jobs: list[str] = Field(default_factory=list[str], description="Ids of unfinished jobs.")
+    of_other_projects: int = Field(default=0, description="Jobs and datasets that the caller does not see.")
 
 
 class PlanView(Spec):

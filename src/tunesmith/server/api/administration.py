@@ -12,6 +12,7 @@ from starlette.responses import Response
 
 from tunesmith.catalog import audit, logs, networks, quotas, tokens
 from tunesmith.jobs.records import JobFolder
+from tunesmith.server.api.jobs import own_jobs
 from tunesmith.server.log_lines import download_all, lines_of_all
 from tunesmith.server.once import IdempotencyKey, once
 from tunesmith.server.routes import Route, created
@@ -97,7 +98,13 @@ def _files_of_log(call: Call, name: str) -> list[tuple[str, Path]]:
 def show_log_uses(call: CallNow, name: str) -> Uses:
     """Unfinished jobs that write to it."""
     with call.database.read() as connection:
-        return Uses(jobs=logs.jobs_of_log(connection, name)[:MAXIMUM_PAGE])
+        jobs = logs.jobs_of_log(connection, name)
+    return _uses(call, jobs)
+
+
+def _uses(call: Call, jobs: list[str]) -> Uses:
+    own = own_jobs(call, jobs)
+    return Uses(jobs=[each for each in jobs if each in own][:MAXIMUM_PAGE], of_other_projects=len(jobs) - len(own))
 
 
 def remove_log(call: CallNow, name: str) -> None:
@@ -141,7 +148,8 @@ def change_network(call: CallNow, name: str, change: Annotated[NetworkChange, Bo
 def show_network_uses(call: CallNow, name: str) -> Uses:
     """Unfinished jobs that name it."""
     with call.database.read() as connection:
-        return Uses(jobs=networks.jobs_of_network(connection, name)[:MAXIMUM_PAGE])
+        jobs = networks.jobs_of_network(connection, name)
+    return _uses(call, jobs)
 
 
 def remove_network(call: CallNow, name: str) -> None:

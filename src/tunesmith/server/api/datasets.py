@@ -25,8 +25,9 @@ from tunesmith.jobs.inputs import dataset_file, in_location, model_folder
 from tunesmith.jobs.inspection import Inspection
 from tunesmith.jobs.settings import read_columns, read_lines
 from tunesmith.server import uploads
+from tunesmith.server.auth import may, require
 from tunesmith.server.dataset_rows import read_row_page
-from tunesmith.server.inputs import DATASET_FIELDS, check_model, inspecting
+from tunesmith.server.inputs import DATASET_FIELDS, check_in_location, check_model, inspecting
 from tunesmith.server.json_body import read_json
 from tunesmith.server.once import IdempotencyKey, once
 from tunesmith.server.routes import JSON_BODY_BYTES, Route, created, too_large
@@ -42,7 +43,7 @@ from tunesmith.spec.api import (
     TaggedQuery,
     UploadQuery,
 )
-from tunesmith.spec.catalog import DatasetView, NewDataset, NounChange
+from tunesmith.spec.catalog import DatasetView, NewDataset, NounChange, VersionView
 from tunesmith.spec.datasets import DatasetInput, DatasetReport, InspectRequest, PreviewWish
 from tunesmith.spec.faults import checked, shown
 from tunesmith.spec.requests import FinetuneRequest
@@ -180,6 +181,7 @@ def pinned(call: Call, request: FinetuneRequest) -> FinetuneRequest:
         place = in_location(getattr(request, field) or "")
         if place is None:
             continue
+        require(call.principal, "dataset.add")
         new = NewLocatedDataset.model_validate({"location": place[0], "path": place[1], "columns": request.columns})
         changes[field] = known_or_registered(call, new)
     return request.model_copy(update=changes) if changes else request
@@ -197,6 +199,7 @@ def _known_or_added(call: Call, new: NewDataset, connection: sa.Connection) -> s
 
 def located(call: Call, new: NewLocatedDataset) -> NewDataset:
     """What lies there now, fetched and checked. Raises Unknown, InputRefused for faulty rows, what a store raises."""
+    check_in_location(call, new.location, new.path, field="path")
     with call.database.read() as connection:
         view = locations.find_location(connection, new.location)
         location = locations.location_of_uri(connection, view.uri)
@@ -286,10 +289,13 @@ def show_uses(call: CallNow, dataset_id: str) -> DatasetUses:
     """What was trained on it, and its other versions."""
     with call.database.read() as connection:
         dataset = datasets.find_dataset(connection, dataset_id, project=call.project)
-        return DatasetUses(
-            versions=versions.trained_on(
+        trained: list[VersionView] = []
+        if may(call.principal, "version.read"):
+            trained = versions.trained_on(
                 connection, dataset_id=dataset_id, content_hash=dataset.content_hash, project=call.project
-            ),
+            )
+        return DatasetUses(
+            versions=trained,
             siblings=datasets.sibling_datasets(connection, dataset, project=call.project),
         )
 

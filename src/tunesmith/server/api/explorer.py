@@ -16,9 +16,11 @@ from tunesmith.errors import Conflict
 from tunesmith.jobs.inputs import registered_folder
 from tunesmith.jobs.inspection import Inspection
 from tunesmith.plan.fit import memory_fits
+from tunesmith.server.auth import may
 from tunesmith.server.inputs import inspecting
 from tunesmith.server.routes import Route
 from tunesmith.server.service import Call, CallNow
+from tunesmith.spec.catalog import VersionView
 from tunesmith.spec.datasets import DatasetInput, InspectRequest, InspectResponse, PreviewWish
 from tunesmith.spec.explorer import (
     ExplorerPage,
@@ -40,16 +42,23 @@ EXAMPLE = [
 def explore_models(call: CallNow, query: Annotated[ExplorerQuery, Query()]) -> ExplorerPage:
     """Cards of the base models that are here and of well-known ones, labelled; filtered, sorted, in pages."""
     with call.database.read() as connection:
-        return explore(connection, query, project=call.project)
+        return explore(connection, query, project=_counted(call))
+
+
+def _counted(call: Call) -> str | None:
+    """The project whose versions are counted: a base model is everybody's, what was tuned on it is not."""
+    return call.project if may(call.principal, "version.read") else None
 
 
 def show_model_detail(call: CallNow, name: str) -> ModelDetail:
     """One model: facts with their sources, the memory that fine-tuning needs here, its fine-tuned versions."""
     with call.database.read() as connection:
-        card, registered = find_card(connection, name, project=call.project)
+        card, registered = find_card(connection, name, project=_counted(call))
     known = find_known(card.hub_id)
     with call.database.read() as connection:
-        tuned = list_versions(connection, project=call.project, base_name=card.name, limit=SHOWN_VERSIONS).items
+        tuned: list[VersionView] = []
+        if may(call.principal, "version.read"):
+            tuned = list_versions(connection, project=call.project, base_name=card.name, limit=SHOWN_VERSIONS).items
     sizes = registered.facts if registered is not None else known.sizes() if known is not None else None
     lacking = missing_part(card.model_type or "", has_experts=known is not None and known.experts is not None)
     return ModelDetail(
@@ -71,7 +80,7 @@ def show_model_detail(call: CallNow, name: str) -> ModelDetail:
 def preview_template(call: CallNow, name: str) -> TemplatePreview:
     """A short conversation as the model reads it; of a model without a template, as plain text."""
     with call.database.read() as connection:
-        _, registered = find_card(connection, name, project=call.project)
+        _, registered = find_card(connection, name, project=_counted(call))
     if registered is None:
         raise Conflict(
             "MODEL_NOT_HERE", f"The weights and the tokenizer of {name} are not here.", field="name",

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import AsyncIterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Collection, Mapping, Sequence
 from dataclasses import replace
 from typing import Annotated, Any, Literal
 
@@ -26,6 +26,7 @@ from tunesmith.jobs.records import JobFolder
 from tunesmith.jobs.store import RECORD_COLUMNS, NewJob
 from tunesmith.jobs.wishes import ask
 from tunesmith.server.api.datasets import pinned
+from tunesmith.server.auth import may
 from tunesmith.server.feed import read_page as read_event_page
 from tunesmith.server.files import attachment, ledger_page
 from tunesmith.server.inputs import check_places, names_only
@@ -227,6 +228,15 @@ def _read(call: Call, job_id: str) -> JobRecord:
 
 def _unknown_job(job_id: str) -> Unknown:
     return Unknown("UNKNOWN_JOB", f"There is no job {shown(job_id)} here.", field="job_id", hint="List the jobs.")
+
+
+def own_jobs(call: Call, job_ids: Collection[str]) -> set[str]:
+    """Those of the caller's project, where he may see jobs: of others not even an id is told."""
+    if not job_ids or not may(call.principal, "job.read"):
+        return set()
+    query = sa.select(JOBS.c.job_id).where(JOBS.c.job_id.in_(job_ids), JOBS.c.project == call.project)
+    with call.database.read() as connection:
+        return set(connection.execute(query).scalars())
 
 
 def show_result(call: CallNow, job_id: str) -> JobResult:

@@ -10,9 +10,13 @@ from fastapi import Body, Query
 from starlette.responses import Response
 
 from tunesmith.catalog import locations
+from tunesmith.catalog.datasets import own_datasets
 from tunesmith.catalog.models import all_models
 from tunesmith.errors import InputRefused
 from tunesmith.jobs.scan import scan
+from tunesmith.server.api.jobs import own_jobs
+from tunesmith.server.auth import may
+from tunesmith.server.inputs import check_in_location
 from tunesmith.server.once import IdempotencyKey, once
 from tunesmith.server.routes import Route, created
 from tunesmith.server.service import Call, CallNow
@@ -88,7 +92,14 @@ def show_location_uses(call: CallNow, name: str) -> Uses:
     """Datasets that were registered from it, and unfinished jobs that read it or publish there."""
     with call.database.read() as connection:
         datasets, jobs = locations.users_of_location(connection, name)
-    return Uses(datasets=datasets[:MAXIMUM_PAGE], jobs=jobs[:MAXIMUM_PAGE])
+        visible = datasets if may(call.principal, "dataset.read") else []
+        shown = own_datasets(connection, visible, project=call.project)
+    own = own_jobs(call, jobs) | shown
+    return Uses(
+        datasets=[each for each in datasets if each in own][:MAXIMUM_PAGE],
+        jobs=[each for each in jobs if each in own][:MAXIMUM_PAGE],
+        of_other_projects=len({*datasets, *jobs}) - len(own),
+    )
 
 
 def remove_location(call: CallNow, name: str) -> None:
@@ -109,6 +120,7 @@ def browse_location(call: CallNow, name: str, query: Annotated[BrowseQuery, Quer
     below = query.path.strip("/")
     if below:
         check_key(below, field="path")
+        check_in_location(call, name, below, field="path")
     store, prefix = open_objects(_location(view), call.service.environment, retry_seconds=BROWSE_SECONDS)
     base = f"{prefix}/" if prefix else ""
     top = join_key(prefix, below) if below else prefix
@@ -121,7 +133,13 @@ def browse_location(call: CallNow, name: str, query: Annotated[BrowseQuery, Quer
             PROBE
         )  # of a check: gone in a moment, or left where it may not delete
     ]
-    return LocationEntries(entries=entries, next=listing.next)
+    places = {each.path: uri_of(locations.place_in(view, each.path)) for each in entries if each.kind == "folder"}
+    with call.database.read() as connection:
+        hidden = locations.places_of_others(
+            connection, [locations.place_in(view, path) for path in places], project=call.project
+        )
+    seen = [each for each in entries if places.get(each.path) not in hidden]
+    return LocationEntries(entries=seen, next=listing.next)
 
 
 def scan_location(call: CallNow, name: str) -> ScannedLocation:

@@ -12,7 +12,7 @@ from tunesmith.catalog import models
 from tunesmith.jobs.buckets import bucket_model
 from tunesmith.jobs.inputs import in_location, location_of, results_uri
 from tunesmith.jobs.inspection import Inspection
-from tunesmith.server.inputs import check_path, inspecting
+from tunesmith.server.inputs import check_path, check_place, inspecting
 from tunesmith.server.once import IdempotencyKey, once
 from tunesmith.server.routes import Route, created
 from tunesmith.server.service import Call, CallNow
@@ -62,6 +62,7 @@ def _place(call: Call, text: str) -> str:
     if in_location(text) is None:
         check_path(call, text, field="path")
         return text
+    check_place(call, text, field="path")
     uri = results_uri(text, state=call.state, field="path")
     return uri if is_bucket(uri) else str(local_path(uri, field="path"))
 

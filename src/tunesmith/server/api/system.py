@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import shutil
+from collections.abc import Sequence
 
 import sqlalchemy as sa
 
 from tunesmith import __version__
 from tunesmith.jobs.home import Home
+from tunesmith.jobs.queue import HIDDEN_JOB, Slot
 from tunesmith.jobs.slots import gpu_name
 from tunesmith.plan.machine import LEAST_DISK_BYTES, Machine, machine_notices
+from tunesmith.server.api.jobs import own_jobs
 from tunesmith.server.auth import PUBLIC
 from tunesmith.server.routes import Route
 from tunesmith.server.service import Call, CallNow
@@ -39,6 +42,8 @@ def show_system(call: CallNow) -> SystemView:
     disk = shutil.disk_usage(call.state.home.root)
     machine = call.service.devices.machine()
     unfinished = [state for state in JobState if state not in FINAL_STATES]
+    slots = call.service.devices.slots(_where(call))
+    named = _named(call, slots)
     with call.database.read() as connection:
         rows = connection.execute(
             sa.select(JOBS.c.state, sa.func.count()).where(JOBS.c.state.in_(unfinished)).group_by(JOBS.c.state)
@@ -52,10 +57,7 @@ def show_system(call: CallNow) -> SystemView:
         disk_total_bytes=disk.total,
         database_bytes=_database_bytes(call.state.home),
         machine=_machine(machine),
-        devices=[
-            DeviceView(name=slot.name, free_bytes=slot.free_bytes, jobs=list(slot.users))
-            for slot in call.service.devices.slots(_where(call))
-        ],
+        devices=[DeviceView(name=slot.name, free_bytes=slot.free_bytes, jobs=named[slot.name]) for slot in slots],
         jobs=dict.fromkeys(unfinished, 0) | {JobState(state): count for state, count in rows},
         answering=call.service.serving.loaded(),
         notices=machine_notices(machine, free_disk_bytes=disk.free),
@@ -66,13 +68,15 @@ def list_shapes(call: CallNow) -> ShapePage:
     """Machines that jobs may run on, with what is free now. Today that is the service's own, called `local`."""
     machine = call.service.devices.machine()
     gpus = {gpu_name(gpu.index): gpu for gpu in machine.gpus}
+    slots = call.service.devices.slots(_where(call))
+    named = _named(call, slots)
     devices = [
         ShapeDevice(
-            name=slot.name, free_bytes=slot.free_bytes, jobs=list(slot.users),
+            name=slot.name, free_bytes=slot.free_bytes, jobs=named[slot.name],
             model=gpus[slot.name].name if slot.name in gpus else machine.processor,
             total_bytes=gpus[slot.name].total_bytes if slot.name in gpus else machine.total_memory_bytes,
         )
-        for slot in call.service.devices.slots(_where(call))
+        for slot in slots
     ]  # fmt: skip
     local = ShapeView(
         name=LOCAL_SHAPE, is_discovered=True, system=machine.system, processor=machine.processor, cores=machine.cores,
@@ -107,6 +111,12 @@ def _machine(machine: Machine) -> MachineView:
 def _where(call: Call) -> dict[str, str]:
     running = call.service.queue.running() if call.service.queue is not None else {}
     return {job_id: slot for job_id, slot in running.items() if slot is not None}
+
+
+def _named(call: Call, slots: Sequence[Slot]) -> dict[str, list[str]]:
+    """By slot, the jobs on it: those of the caller's project by their ids, others as what they are."""
+    own = own_jobs(call, {job_id for slot in slots for job_id in slot.users})
+    return {slot.name: [job_id if job_id in own else HIDDEN_JOB for job_id in slot.users] for slot in slots}
 
 
 ROUTES = [

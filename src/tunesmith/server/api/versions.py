@@ -12,9 +12,8 @@ from tunesmith.catalog import compare, lineage, sets, versions
 from tunesmith.catalog.artifacts import remove_bytes
 from tunesmith.errors import Conflict, Unknown
 from tunesmith.jobs.adapters import add_adapter, publish_adapter
-from tunesmith.jobs.inputs import in_location
 from tunesmith.server.artifacts import artifact_file, artifact_zip, manifest_file
-from tunesmith.server.inputs import check_path, inspecting
+from tunesmith.server.inputs import check_place, inspecting
 from tunesmith.server.once import IdempotencyKey, made_before, once
 from tunesmith.server.routes import Route, created
 from tunesmith.server.service import Call, CallNow
@@ -69,8 +68,8 @@ def register_version(
         return created(show_version(call, before), is_new=False)
     for field in ("path", "results"):
         text = getattr(new, field)
-        if text is not None and in_location(text) is None:
-            check_path(call, text, field=field)
+        if text is not None:
+            check_place(call, text, field=field)
     with inspecting(call):
         found = publish_adapter(
             new, state=call.state, environment=call.service.environment, project=call.project

@@ -45,10 +45,12 @@ ADMIN: tuple[Entry, ...] = (
 NAVIGATION: tuple[tuple[Entry, ...], ...] = (
     (
         Entry(label=words.MENU["home"], path="/", icon="house", below="/"),
-        Entry(label=words.MENU["models"], path="/models", icon="bot", below="/model"),
-        Entry(label=words.MENU["datasets"], path="/datasets", icon="database", below="/datasets"),
-        Entry(label=words.MENU["jobs"], path="/jobs", icon="activity", below="/jobs"),
-        Entry(label=words.MENU["versions"], path="/versions", icon="boxes", below="/version"),
+        Entry(label=words.MENU["models"], path="/models", icon="bot", below="/model", any_of=("model.read",)),
+        Entry(
+            label=words.MENU["datasets"], path="/datasets", icon="database", below="/datasets", any_of=("dataset.read",)
+        ),
+        Entry(label=words.MENU["jobs"], path="/jobs", icon="activity", below="/jobs", any_of=("job.read",)),
+        Entry(label=words.MENU["versions"], path="/versions", icon="boxes", below="/version", any_of=("version.read",)),
     ),
     (
         Entry(

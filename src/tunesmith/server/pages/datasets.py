@@ -17,7 +17,7 @@ from tunesmith.errors import TunesmithError
 from tunesmith.jobs.settings import read_columns
 from tunesmith.server.api import datasets as routes
 from tunesmith.server.api import locations, models
-from tunesmith.server.pages.page import View, action, done, is_part, page, query_text, redirect
+from tunesmith.server.pages.page import View, action, done, is_part, page, query_text, redirect, seen
 from tunesmith.server.service import Call, CallNow
 from tunesmith.spec.api import (
     CURSOR_CHARACTERS,
@@ -60,11 +60,12 @@ def dataset_list(call: CallNow, query: Annotated[DatasetListQuery, Query()]) -> 
 def dataset_page(call: CallNow, dataset_id: str) -> View:
     dataset = routes.show_dataset(call, dataset_id)
     is_here = dataset.source_uri is None
+    every = TaggedQuery.model_validate(ALL)
     context: dict[str, Any] = {
         "it": dataset,
         "report": routes.show_report(call, dataset_id),
         "uses": routes.show_uses(call, dataset_id),
-        "models": [model.name for model in models.list_models(call, TaggedQuery.model_validate(ALL)).models],
+        "models": [model.name for model in seen(call, "model.read", lambda: models.list_models(call, every).models)],
         "is_here": is_here,
         **(_rows(call, dataset_id, RowQuery(after=0, limit=SHOWN_ROWS)) if is_here else {}),
     }
@@ -118,9 +119,10 @@ def add_page(call: CallNow) -> View:
 
 
 def _add_form(call: Call, values: dict[str, str], *, error: TunesmithError | None = None) -> View:
+    every = SearchQuery.model_validate(ALL)
     context = {
         "values": {name: values.get(name, "") for name in ("location", "path", "name", "columns")},
-        "locations": locations.list_locations(call, SearchQuery.model_validate(ALL)).locations,
+        "locations": seen(call, "location.read", lambda: locations.list_locations(call, every).locations),
         "error": error,
     }
     return View(template="datasets/add.html", context=context, status=200 if error is None else 422)

@@ -23,11 +23,12 @@ from tunesmith.bundled import DEMO_SETTINGS, MODEL_NAME, TRAINING_ROWS, VALIDATI
 from tunesmith.catalog.versions import find_version
 from tunesmith.errors import Conflict, TunesmithError, Unknown, UsageFault
 from tunesmith.jobs.accept import submission_notices
+from tunesmith.server import auth
 from tunesmith.server.api import administration, datasets, locations, models, plan, versions
 from tunesmith.server.api import jobs as jobs_api
 from tunesmith.server.pages import fields, words
 from tunesmith.server.pages.jobs import command_line, new_key
-from tunesmith.server.pages.page import View, action, page, redirect
+from tunesmith.server.pages.page import View, action, page, redirect, seen
 from tunesmith.server.service import Call, CallNow
 from tunesmith.spec.api import (
     CURSOR_CHARACTERS,
@@ -58,12 +59,14 @@ class FineTuneQuery(Spec):
 def fine_tune_page(call: CallNow, query: Annotated[FineTuneQuery, Query()]) -> View:
     values: dict[str, str] = {}
     if query.clone:
+        auth.require(call.principal, "job.read", query.clone)
         jobs_api.read_view(call, query.clone)
         values = fields.values_of(*call.state.jobs.asked(query.clone))
         values.pop("results", None)  # a place of its own for each
     given = {"model": query.model, "dataset": query.dataset, "from_version": query.from_version}
     values |= {name: text for name, text in given.items() if text}
     if query.from_version:
+        auth.require(call.principal, "version.read", query.from_version)
         with call.database.read() as connection:
             values["model"] = find_version(connection, query.from_version, project=call.project).base_name
     return _form(call, values)
@@ -71,14 +74,15 @@ def fine_tune_page(call: CallNow, query: Annotated[FineTuneQuery, Query()]) -> V
 
 def _form(call: Call, values: dict[str, str], *, error: TunesmithError | None = None, status: int = 200) -> View:
     values = {"model": MODEL_NAME} | values
+    every = SearchQuery.model_validate(ALL)
     context = {
         "values": defaultdict(str, values),  # a template asks for any field
         "models": _model_names(call, values["model"]),
         **_dataset_choice(call, values.get("dataset", ""), ""),
-        "sets": versions.list_version_sets(call, SearchQuery.model_validate(ALL)).version_sets,
+        "sets": seen(call, "version.read", lambda: versions.list_version_sets(call, every).version_sets),
         "locations": _locations(call),
-        "logs": administration.list_logs(call, SearchQuery.model_validate(ALL)).logs,
-        "networks": administration.list_networks(call, SearchQuery.model_validate(ALL)).networks,
+        "logs": seen(call, "log.read", lambda: administration.list_logs(call, every).logs),
+        "networks": seen(call, "network.read", lambda: administration.list_networks(call, every).networks),
         "percent": fields.PERCENT,
         "main": [fields.setting_field(name, values) for name in fields.MAIN],
         "advanced": fields.advanced_fields(values),
@@ -94,12 +98,14 @@ def _form(call: Call, values: dict[str, str], *, error: TunesmithError | None = 
 
 
 def _model_names(call: Call, chosen: str) -> list[str]:
-    names = [model.name for model in models.list_models(call, TaggedQuery.model_validate(ALL)).models]
+    every = TaggedQuery.model_validate(ALL)
+    names = [model.name for model in seen(call, "model.read", lambda: models.list_models(call, every).models)]
     return names if chosen in names else [chosen, *names]
 
 
 def _locations(call: Call) -> list[Any]:
-    return locations.list_locations(call, SearchQuery.model_validate(ALL)).locations
+    every = SearchQuery.model_validate(ALL)
+    return seen(call, "location.read", lambda: locations.list_locations(call, every).locations)
 
 
 # ---- choosing a dataset
@@ -115,10 +121,10 @@ def dataset_choice(call: CallNow, query: Annotated[ChoiceQuery, Query()]) -> Vie
 
 
 def _dataset_choice(call: Call, chosen: str, search: str) -> dict[str, Any]:
-    asked = {"limit": SHOWN_DATASETS, "search": search or None}
-    listed = datasets.list_datasets(call, TaggedQuery.model_validate(asked)).datasets
+    asked = TaggedQuery.model_validate({"limit": SHOWN_DATASETS, "search": search or None})
+    listed = seen(call, "dataset.read", lambda: datasets.list_datasets(call, asked).datasets)
     present: list[DatasetView] = [each for each in listed if each.dataset_id == chosen]
-    if chosen and not present and chosen.startswith("ds-"):
+    if chosen and not present and chosen.startswith("ds-") and auth.may(call.principal, "dataset.read"):
         try:
             present = [datasets.show_dataset(call, chosen)]
         except Unknown:

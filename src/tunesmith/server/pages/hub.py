@@ -18,7 +18,7 @@ from tunesmith.server.api import hub, locations
 from tunesmith.server.pages import words
 from tunesmith.server.pages.jobs import new_key
 from tunesmith.server.pages.models import SIZES, read_tags
-from tunesmith.server.pages.page import View, action, done, is_part, page, redirect
+from tunesmith.server.pages.page import View, action, done, is_part, page, redirect, seen
 from tunesmith.server.service import Call, CallNow
 from tunesmith.spec.api import CURSOR_CHARACTERS, DownloadQuery, SearchQuery
 from tunesmith.spec.base import Spec
@@ -91,11 +91,12 @@ def _look(call: Call, values: dict[str, str], *, error: TunesmithError | None) -
         found = hub.look_at_hub_model(call, _wanted(values))
     except TunesmithError as refusal:
         error = error or refusal
+    every = SearchQuery.model_validate(ALL)
     context = {
         "values": values,
         "found": found,
         "error": error,
-        "locations": locations.list_locations(call, SearchQuery.model_validate(ALL)).locations,
+        "locations": seen(call, "location.read", lambda: locations.list_locations(call, every).locations),
         "can_download": call.service.downloads is not None,
         "key": new_key(),
     }

@@ -20,7 +20,7 @@ from tunesmith.errors import TunesmithError, UsageFault
 from tunesmith.server.api import explorer, locations, models
 from tunesmith.server.pages import words
 from tunesmith.server.pages.jobs import new_key
-from tunesmith.server.pages.page import View, action, done, is_part, page, query_text, redirect
+from tunesmith.server.pages.page import View, action, done, is_part, page, query_text, redirect, seen
 from tunesmith.server.service import Call, CallNow
 from tunesmith.spec.api import CURSOR_CHARACTERS, BrowseQuery, SearchQuery
 from tunesmith.spec.base import Spec
@@ -173,10 +173,11 @@ def register_page(call: CallNow, query: Annotated[RegisterQuery, Query()]) -> Vi
 def _register_form(
     call: Call, values: dict[str, str], *, error: TunesmithError | None = None, status: int = 200
 ) -> View:
+    every = SearchQuery.model_validate(ALL)
     context = {
         "values": {"name": "", "path": "", "description": "", "tags": "", "licence_note": "", "key": new_key()}
         | values,
-        "locations": locations.list_locations(call, SearchQuery.model_validate(ALL)).locations,
+        "locations": seen(call, "location.read", lambda: locations.list_locations(call, every).locations),
         "is_local": call.principal.is_local,
         "error": error,
     }

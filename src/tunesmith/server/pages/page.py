@@ -17,10 +17,12 @@ from pydantic import BaseModel
 from starlette.requests import Request
 from starlette.responses import Response
 
+from tunesmith.server import auth
 from tunesmith.server.routes import Route
 from tunesmith.server.service import Call
 
 Model = TypeVar("Model", bound=BaseModel)
+Item = TypeVar("Item")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -64,6 +66,11 @@ def _rendering(handler: Callable[..., Any]) -> Callable[..., Response]:
         return call.request.app.state.console.render(call.request, found, principal=call.principal)
 
     return answer
+
+
+def seen(call: Call, permission: str, find: Callable[[], list[Item]]) -> list[Item]:
+    """What a page shows beside its own noun: nothing of it for who may not see it where it has its own page."""
+    return find() if auth.may(call.principal, permission) else []
 
 
 def redirect(path: str) -> Response:

@@ -151,4 +151,4 @@ def search_page(call: CallNow, query: Annotated[SearchForm, Query()]) -> View:
     return View(template="search/found.html" if is_part(call.request) else "search/page.html", context=context)
 
 
-ROUTES = [page("/search", search_page, permission="system.read", summary="Search everything")]
+ROUTES = [page("/search", search_page, permission="project.read", summary="Search everything")]

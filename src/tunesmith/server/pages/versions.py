@@ -16,12 +16,13 @@ from tunesmith.errors import TunesmithError, Unknown, UsageFault
 from tunesmith.server.api import models
 from tunesmith.server.api import versions as routes
 from tunesmith.server.api.jobs import read_view
+from tunesmith.server.auth import may
 from tunesmith.server.feed import read_page as read_event_page
 from tunesmith.server.guard import OWN_USER
 from tunesmith.server.pages import words
 from tunesmith.server.pages.jobs import metrics_panel, new_key, overview
 from tunesmith.server.pages.models import read_tags
-from tunesmith.server.pages.page import View, action, done, is_part, page, query_text, redirect
+from tunesmith.server.pages.page import View, action, done, is_part, page, query_text, redirect, seen
 from tunesmith.server.pages.pictures import interval_picture, lineage_picture
 from tunesmith.server.prefix import prefix_of
 from tunesmith.server.service import ADDRESS_NAME, Call, CallNow
@@ -102,7 +103,7 @@ def live_parts(call: CallNow, version: str) -> View | Response:
 def _panel(call: Call, detail: VersionDetail) -> dict[str, Any]:
     """The metrics panel; of a version in progress as its job tells it by its events, with how far it is."""
     version = detail.version
-    if version.state is VersionState.CREATING and version.job_id is not None:
+    if version.state is VersionState.CREATING and version.job_id is not None and may(call.principal, "job.read"):
         with suppress(Unknown):
             address = f"/versions/{quote(version.model_version, safe=':')}/live"
             return overview(call, version.job_id, parts_address=address) | {"is_live": True}
@@ -113,7 +114,7 @@ def _panel(call: Call, detail: VersionDetail) -> dict[str, Any]:
 
 def _job(call: Call, version: VersionView) -> JobView | None:
     """Of a version that failed: why."""
-    if version.job_id is None or version.state is not VersionState.FAILED:
+    if version.job_id is None or version.state is not VersionState.FAILED or not may(call.principal, "job.read"):
         return None
     try:
         return read_view(call, version.job_id)
@@ -198,10 +199,11 @@ def register_page(call: CallNow, query: Annotated[RegisterQuery, Query()]) -> Vi
 
 
 def _register_form(call: Call, values: dict[str, str], *, error: TunesmithError | None = None) -> View:
+    every, tagged = SearchQuery.model_validate(ALL), TaggedQuery.model_validate(ALL)
     context = {
         "values": defaultdict(str, {"key": new_key()} | values),  # a template asks for any field
-        "bases": [model.name for model in models.list_models(call, TaggedQuery.model_validate(ALL)).models],
-        "sets": routes.list_version_sets(call, SearchQuery.model_validate(ALL)).version_sets,
+        "bases": [each.name for each in seen(call, "model.read", lambda: models.list_models(call, tagged).models)],
+        "sets": seen(call, "version.read", lambda: routes.list_version_sets(call, every).version_sets),
         "is_local": call.principal.is_local,
         "error": error,
     }
