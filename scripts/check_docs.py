@@ -19,7 +19,7 @@ import typer
 from make_guide import CLI_PAGE, TROUBLESHOOTING, cli_page, with_dataset_codes
 
 from tunesmith.cli.app import COMMANDS, app
-from tunesmith.client.connection import TOKEN_VARIABLE, URL_VARIABLE
+from tunesmith.client.connection import PROJECT_VARIABLE, TOKEN_VARIABLE, URL_VARIABLE
 from tunesmith.data.findings import ERRORS, WARNINGS
 from tunesmith.errors import FAMILIES
 from tunesmith.jobs.home import HOME_VARIABLE
@@ -43,6 +43,7 @@ NOT_CODES = (
         HOME_VARIABLE,
         URL_VARIABLE,
         TOKEN_VARIABLE,
+        PROJECT_VARIABLE,
         "CUDA_VISIBLE_DEVICES",
         "TRITON_INTERPRET",
         "CUDA_DEVICE_ORDER",

@@ -20,6 +20,7 @@ import typer
 from typer.core import TyperGroup
 
 from tunesmith import __version__
+from tunesmith.cli.chosen import forget_project, with_project
 from tunesmith.cli.output import Output, silence
 from tunesmith.errors import (
     REFERENCE,
@@ -61,6 +62,8 @@ COMMANDS = {
     "log": "List and make named logs.",
     "network": "List and declare networks.",
     "shape": "Show the machines that jobs may run on.",
+    "project": "List, make and delete projects.",
+    "policy": "Say who may do what in which projects.",
     "quota": "Show and change what a principal may take up.",
     "token": "List, make and revoke tokens of the service.",
     "audit": "List who changed what.",
@@ -70,6 +73,9 @@ COMMANDS = {
     "bench": "Measure how fast this machine trains, beside what it can do.",
     "doctor": "Show what this machine has, and the one command that mends what is wrong.",
 }
+
+
+OF_NO_PROJECT = frozenset({"state", "serve", "bench", "doctor"})  # of this machine, whatever the project
 
 
 def exit_code_of(error: TunesmithError) -> int:
@@ -92,7 +98,7 @@ class LazyCommands(TyperGroup):
         module = importlib.import_module(f"tunesmith.cli.{cmd_name.replace('-', '_')}")
         command = typer.main.get_command(module.app)
         command.name = cmd_name
-        return command
+        return command if cmd_name in OF_NO_PROJECT else with_project(command)
 
     def format_commands(self, ctx: Any, formatter: Any) -> None:
         """From the table alone: the help of all commands imports none of them."""
@@ -123,6 +129,7 @@ def run(arguments: Sequence[str] | None = None) -> int:
     words = list(sys.argv[1:] if arguments is None else arguments)
     own_words = words[: words.index("--")] if "--" in words else words
     output = Output(json_wanted="--json" in own_words)
+    forget_project()
     before = {number: signal.signal(number, _interrupt) for number in (signal.SIGINT, signal.SIGTERM)}
     try:
         code = app(words, prog_name="tunesmith", standalone_mode=False)

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Annotated, Any, cast
 
 import typer
 
+from tunesmith.cli.chosen import asked_project
 from tunesmith.cli.output import Output
 from tunesmith.errors import UsageFault
 from tunesmith.text import visible
@@ -52,7 +53,7 @@ def connected() -> Generator[Client]:
     """A client of the server that runs, or of the same state without one."""
     from tunesmith.client.synchronous.client import Client  # its libraries cost 0.3 s
 
-    with Client() as client:
+    with Client(project=asked_project()) as client:
         yield client
 
 
@@ -174,4 +175,6 @@ complete_version_set = completing(
 complete_location = completing(lambda client: [each.name for each in client.locations.list(limit=MAXIMUM_COMPLETIONS)])
 complete_log = completing(lambda client: [each.name for each in client.logs.list(limit=MAXIMUM_COMPLETIONS)])
 complete_network = completing(lambda client: [each.name for each in client.networks.list(limit=MAXIMUM_COMPLETIONS)])
+complete_project = completing(lambda client: [each.name for each in client.projects.list(limit=MAXIMUM_COMPLETIONS)])
+complete_policy = completing(lambda client: [each.name for each in client.policies.list(limit=MAXIMUM_COMPLETIONS)])
 complete_token = completing(lambda client: [each.token_id for each in client.tokens.list(limit=MAXIMUM_COMPLETIONS)])

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import typer
 
+from tunesmith.cli.chosen import own_project
 from tunesmith.cli.options import read_run, with_run_options
 from tunesmith.cli.output import Output
 from tunesmith.cli.report import Reporter, duration, gigabytes
@@ -46,7 +47,10 @@ def fine_tune(values: dict[str, Any], *, output: Output, next_command: str | Non
         state = open_state(home)
         reporter = Reporter(output)
         with reporter:
-            prepared = prepare_job(request, settings, state=state, environment=os.environ, progress=reporter.progress)
+            prepared = prepare_job(
+                request, settings, state=state, environment=os.environ, progress=reporter.progress,
+                project=own_project(state),
+            )  # fmt: skip
             tell_start(prepared, reporter=reporter)
         return run_in_foreground(
             lambda: submit(prepared, state=state, command=["tunesmith", *sys.argv[1:]]),

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from tunesmith.cli.chosen import own_project
 from tunesmith.cli.connected import JsonOption, LimitOption, complete_job, connected, tell_table
 from tunesmith.cli.options import with_run_options
 from tunesmith.cli.output import Output
@@ -61,7 +62,10 @@ def list_(
     if _is_elsewhere() or search is not None:
         return _over_client().list_(search=search, state=state, limit=limit, output=output)
     own = _open()
-    views = _with_places(own, own.jobs.records(states=[state] if state is not None else [], limit=limit))
+    records = own.jobs.records(
+        states=[state] if state is not None else [], project=own_project(own), limit=limit
+    )  # fmt: skip
+    views = _with_places(own, records)
     if not json_wanted:
         tell_jobs(views, output=output)
     output.result({"jobs": [view.as_json() for view in views]})
@@ -132,7 +136,7 @@ def show(job: JobArgument, json_wanted: JsonOption = False) -> int:
     from tunesmith.jobs.detail import job_detail
 
     state = _open()
-    [view] = _with_places(state, [state.jobs.read(job)])
+    [view] = _with_places(state, [state.jobs.read(job, project=own_project(state))])
     tell_job(job_detail(view, state=state, with_folder=True), output=output)
     return 0
 
@@ -220,7 +224,8 @@ def logs(
         return _over_client().download_log(job, download, output=output)
     if _is_elsewhere() or search is not None:
         return _over_client().logs(job, lines=lines, search=search, output=output)
-    folder = _open().folder(job)
+    state = _open()
+    folder = state.folder(job, project=own_project(state))
     found = last_lines(folder.worker_log, lines=lines)
     if json_wanted:
         output.result({"job_id": folder.job_id, "path": str(folder.worker_log), "lines": found})
@@ -248,7 +253,7 @@ def resume(job: JobArgument, json_wanted: JsonOption = False) -> int:
     if _is_elsewhere():
         return _over_client().act(job, "resume", output=output)
     state = _open()
-    record = state.jobs.read(job)
+    record = state.jobs.read(job, project=own_project(state))
     if record.is_paused and record.state not in FINAL_STATES:
         ask(state.jobs, job, "resume", actor=LOCAL_USER)
     return run_in_foreground(lambda: state.folder(job), state=state, output=output, reporter=Reporter(output))
@@ -264,6 +269,7 @@ def cancel(job: JobArgument, json_wanted: JsonOption = False) -> int:
     if _is_elsewhere():
         return _over_client().act(job, "cancel", output=output)
     state = _open()
+    state.jobs.read(job, project=own_project(state))
     ask(state.jobs, job, "cancel", actor=LOCAL_USER)
     record = _seen_to(state, job, until=lambda record: record.state is not JobState.CANCELING)
     output.say(f"{job} is {record.state}.")
@@ -281,6 +287,7 @@ def pause(job: JobArgument, json_wanted: JsonOption = False) -> int:
     if _is_elsewhere():
         return _over_client().act(job, "pause", output=output)
     state = _open()
+    state.jobs.read(job, project=own_project(state))
     ask(state.jobs, job, "pause", actor=LOCAL_USER)
     record = _seen_to(
         state,

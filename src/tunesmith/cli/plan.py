@@ -7,6 +7,7 @@ from typing import Any
 
 import typer
 
+from tunesmith.cli.chosen import own_project
 from tunesmith.cli.options import read_run, with_run_options
 from tunesmith.cli.output import Output, visible
 from tunesmith.cli.report import Reporter, console, duration, gigabytes
@@ -31,7 +32,10 @@ def plan(values: dict[str, Any], json_wanted: bool) -> int:
     state = open_state(open_home(os.environ))
     reporter = Reporter(output)
     with reporter:
-        prepared = prepare_job(request, settings, state=state, environment=os.environ, progress=reporter.progress)
+        prepared = prepare_job(
+            request, settings, state=state, environment=os.environ, progress=reporter.progress,
+            project=own_project(state),
+        )  # fmt: skip
     if json_wanted:
         output.result(as_object(prepared))
         return 0

@@ -2,8 +2,13 @@
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 from tunesmith.cli.connected import JsonOption, connected, noun, tell_fields, tell_table
 from tunesmith.cli.output import Output
+
+if TYPE_CHECKING:
+    from tunesmith.spec.api import Allowance
 
 app = noun("The server that commands talk to.")
 
@@ -49,12 +54,23 @@ def show(json_wanted: JsonOption = False) -> int:
 
 @app.command()
 def permissions(json_wanted: JsonOption = False) -> int:
-    """Show who may do what: every permission, the roles that have it, and the requests that it opens."""
+    """Show who may do what: every permission, who has it and by which policies, and the requests that it opens."""
     output = Output(json_wanted=json_wanted)
     with connected() as client:
         found = client.permissions()
     if not json_wanted:
-        rows = [(each.permission, each.who, [route.summary for route in each.routes]) for each in found]
+        rows = [
+            (
+                each.permission,
+                [*each.who, *(_allowance(by, where=each.is_of_project) for by in each.policies)],
+                [route.summary for route in each.routes],
+            )
+            for each in found
+        ]
         tell_table(output, ("permission", "who", "what it opens"), rows, none="No permissions.")
     output.result({"permissions": [each.as_json() for each in found]})
     return 0
+
+
+def _allowance(by: Allowance, *, where: bool) -> str:
+    return f"{by.policy} in {' '.join(by.projects)}" if where else by.policy

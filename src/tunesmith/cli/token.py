@@ -21,10 +21,18 @@ def list_(limit: LimitOption = None, json_wanted: JsonOption = False) -> int:
         tokens = client.tokens.list(limit=limit)
     if not json_wanted:
         rows = [
-            (each.token_id, each.state, each.role.value, each.created_at[:19], each.expires_at, each.name)
+            (
+                each.token_id,
+                each.state,
+                each.role.value,
+                each.policies,
+                each.created_at[:19],
+                each.expires_at,
+                each.name,
+            )
             for each in tokens
         ]
-        tell_table(output, ("id", "state", "role", "created", "expires", "name"), rows, none="No tokens.")
+        tell_table(output, ("id", "state", "role", "policies", "created", "expires", "name"), rows, none="No tokens.")
     output.result({"tokens": [each.as_json() for each in tokens]})
     return 0
 
@@ -32,9 +40,7 @@ def list_(limit: LimitOption = None, json_wanted: JsonOption = False) -> int:
 @app.command()
 def create(
     name: Annotated[str, typer.Argument(metavar="NAME", help="Whose it is, or what for.")],
-    role: Annotated[
-        str, typer.Option("--role", help="admin: may do everything; user: everything but administering.")
-    ] = "user",
+    role: Annotated[str, typer.Option("--role", help="admin: may do everything; user: what policies allow.")] = "user",
     days: Annotated[int | None, typer.Option("--days", help="Days until it expires; default: never.")] = None,
     json_wanted: JsonOption = False,
 ) -> int:

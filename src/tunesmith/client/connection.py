@@ -20,6 +20,8 @@ from tunesmith.jobs.launcher import is_running
 
 URL_VARIABLE = "TUNESMITH_URL"
 TOKEN_VARIABLE = "TUNESMITH_TOKEN"  # noqa: S105  # a variable's name
+PROJECT_VARIABLE = "TUNESMITH_PROJECT"
+PROJECT_HEADER = "X-Tunesmith-Project"
 SERVER_FILE = "server.json"
 TOKEN_FILE = "token"  # noqa: S105  # a file's name
 IN_PROCESS_URL = "http://localhost"
@@ -30,6 +32,7 @@ class Endpoint:
     url: str
     token: str | None
     is_in_process: bool = False
+    project: str | None = None  # of every request; None: whatever the server takes without one
 
     @property
     def is_loopback(self) -> bool:
@@ -43,24 +46,27 @@ class Endpoint:
         return f"Endpoint({self.url!r})"
 
 
-def find_endpoint(url: str | None, token: str | None, *, environment: Mapping[str, str]) -> Endpoint:
-    """The server to talk to. Raises UsageFault (BAD_URL).
+def find_endpoint(
+    url: str | None, token: str | None, *, environment: Mapping[str, str], project: str | None = None
+) -> Endpoint:
+    """The server to talk to, and in which project: the caller's, else TUNESMITH_PROJECT. Raises UsageFault (BAD_URL).
 
     A token goes to the server that it belongs to alone: the environment's to TUNESMITH_URL (or to a URL given without
     a token), the state folder's to the server of that state folder.
     """
     home = home_path(environment)
+    project = project or environment.get(PROJECT_VARIABLE) or None
     local = running_server(home)
     named = url or environment.get(URL_VARIABLE)
     if named is None:
         if local is None:
-            return Endpoint(url=IN_PROCESS_URL, token=None, is_in_process=True)
-        return Endpoint(url=local, token=token or home_token(home))
+            return Endpoint(url=IN_PROCESS_URL, token=None, is_in_process=True, project=project)
+        return Endpoint(url=local, token=token or home_token(home), project=project)
     named = _checked(named)
     given = token or environment.get(TOKEN_VARIABLE)
     if given is None and local is not None and named == _checked(local):
         given = home_token(home)
-    return Endpoint(url=named, token=given)
+    return Endpoint(url=named, token=given, project=project)
 
 
 def running_server(home: Path) -> str | None:

@@ -14,17 +14,17 @@ from tunesmith.client.synchronous.wire import Wire
 from tunesmith.jobs.home import open_home
 
 
-def wire(environment: Mapping[str, str]) -> Wire:
-    host, endpoint = _host(environment)
+def wire(environment: Mapping[str, str], *, project: str | None) -> Wire:
+    host, endpoint = _host(environment, project)
     return Wire(endpoint, transport=InProcess(host))
 
 
-def async_wire(environment: Mapping[str, str]) -> AsyncWire:
-    host, endpoint = _host(environment)
+def async_wire(environment: Mapping[str, str], *, project: str | None) -> AsyncWire:
+    host, endpoint = _host(environment, project)
     return AsyncWire(endpoint, transport=AsyncInProcess(host))
 
 
-def _host(environment: Mapping[str, str]) -> tuple[Host, Endpoint]:
+def _host(environment: Mapping[str, str], project: str | None) -> tuple[Host, Endpoint]:
     # the server's libraries cost 0.4 s; a client of a running server needs none of them
     from tunesmith.jobs.state import open_state
     from tunesmith.server.app import create_app
@@ -35,4 +35,5 @@ def _host(environment: Mapping[str, str]) -> tuple[Host, Endpoint]:
     state = open_state(home)
     ensure_home_token(home, state.database)
     host = Host(create_app(make_service(state, environment, queue=None)))
-    return host, Endpoint(url=IN_PROCESS_URL, token=home_token(home.root), is_in_process=True)
+    endpoint = Endpoint(url=IN_PROCESS_URL, token=home_token(home.root), is_in_process=True, project=project)
+    return host, endpoint

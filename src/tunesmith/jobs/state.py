@@ -38,9 +38,9 @@ class State:
 
         return JobStore(self.database)
 
-    def folder(self, job_id: str) -> JobFolder:
+    def folder(self, job_id: str, *, project: str | None = None) -> JobFolder:
         """The folder of a job, which may not be made yet. Raises Unknown (UNKNOWN_JOB)."""
-        return JobFolder(path=self.home.jobs / self.jobs.read(job_id).job_id)
+        return JobFolder(path=self.home.jobs / self.jobs.read(job_id, project=project).job_id)
 
     def results(self, project: str) -> Path:
         """Where results of a project go that name no location. No version set begins with an underscore."""

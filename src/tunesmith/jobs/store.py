@@ -146,14 +146,14 @@ class JobStore:
         _insert_events(connection, job.job_id, 1, [accepted, *told])
         return record
 
-    def read(self, job_id: str, *, connection: sa.Connection | None = None) -> JobRecord:
-        """Raises Unknown (UNKNOWN_JOB)."""
+    def read(self, job_id: str, *, connection: sa.Connection | None = None, project: str | None = None) -> JobRecord:
+        """project: one of another project is none here. Raises Unknown (UNKNOWN_JOB)."""
         if connection is not None:
             row = connection.execute(ONE_RECORD, {"of_job": job_id}).one_or_none()
         else:
             with self.database.read() as own:
                 row = own.execute(ONE_RECORD, {"of_job": job_id}).one_or_none()
-        if row is None:
+        if row is None or (project is not None and row.project != project):
             raise Unknown(
                 "UNKNOWN_JOB",
                 f"There is no job {shown(job_id)} here.",

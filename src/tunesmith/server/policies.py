@@ -31,7 +31,7 @@ from tunesmith.spec.access import ANY, PolicyView
 from tunesmith.spec.catalog import DEFAULT_PROJECT
 from tunesmith.storage.database import Database
 
-PROJECT_HEADER = "X-Tunesmith-Project"
+PROJECT_HEADER = "X-Tunesmith-Project"  # the client knows it by the same name
 OPENAI_PROJECT_HEADER = "OpenAI-Project"  # what the openai client sends for its own `project`
 
 

@@ -17,6 +17,8 @@ from tunesmith.client.asynchronous.nouns import (
     AsyncLogs,
     AsyncModels,
     AsyncNetworks,
+    AsyncPolicies,
+    AsyncProjects,
     AsyncQuotas,
     AsyncTokens,
     AsyncVersions,
@@ -26,6 +28,7 @@ from tunesmith.client.asynchronous.nouns import (
 from tunesmith.client.asynchronous.wire import AsyncWire
 from tunesmith.client.connection import find_endpoint
 from tunesmith.client.notebook import PlanDocument
+from tunesmith.spec.access import Rights
 from tunesmith.spec.api import Permission, PermissionList, ShapePage, ShapeView, SystemView
 
 
@@ -34,11 +37,15 @@ class AsyncClient:
 
     url, token: of the server; without them TUNESMITH_URL and TUNESMITH_TOKEN, else the server that runs on this
     machine's state folder, else the same application in this process (reading and administering; it runs no jobs).
+    project: whose jobs, datasets and versions are meant; without it TUNESMITH_PROJECT, else the project `default`.
     """
 
-    def __init__(self, url: str | None = None, token: str | None = None) -> None:
-        endpoint = find_endpoint(url, token, environment=os.environ)
-        self._open(local.async_wire(os.environ) if endpoint.is_in_process else AsyncWire(endpoint))
+    def __init__(self, url: str | None = None, token: str | None = None, *, project: str | None = None) -> None:
+        endpoint = find_endpoint(url, token, environment=os.environ, project=project)
+        if endpoint.is_in_process:
+            self._open(local.async_wire(os.environ, project=endpoint.project))
+        else:
+            self._open(AsyncWire(endpoint))
 
     @classmethod
     def over(cls, wire: AsyncWire) -> AsyncClient:
@@ -61,6 +68,8 @@ class AsyncClient:
         self.logs = AsyncLogs(wire)
         self.networks = AsyncNetworks(wire)
         self.tokens = AsyncTokens(wire)
+        self.projects = AsyncProjects(wire)
+        self.policies = AsyncPolicies(wire)
         self.quotas = AsyncQuotas(wire)
         self.audit = AsyncAudit(wire)
 
@@ -77,8 +86,13 @@ class AsyncClient:
         return (await self.wire.fetch(ShapePage, "GET", "/api/shapes")).shapes
 
     async def permissions(self) -> list[Permission]:
-        """Who may do what: every permission, the roles that have it, and what it opens."""
+        """Who may do what: every permission, who has it and by which policies, and what it opens."""
         return (await self.wire.fetch(PermissionList, "GET", "/api/permissions")).permissions
+
+    async def rights(self, who: str | None = None, *, project: str | None = None, action: str | None = None) -> Rights:
+        """What one may do in a project, and by which policy: the caller, or for an administrator anybody by name."""
+        query = {"who": who, "project": project, "action": action}
+        return await self.wire.fetch(Rights, "GET", "/api/rights", query=query)
 
     async def aclose(self) -> None:
         await self.wire.aclose()

@@ -17,6 +17,7 @@ import httpx2
 from tunesmith.client.asynchronous.wire import AsyncWire
 from tunesmith.client.export import ExportFolder, is_zip
 from tunesmith.client.streams import FileBody, Progress, async_sleep
+from tunesmith.spec.access import NewPolicy, NewProject, PolicyChange, PolicyView, ProjectChange, ProjectView
 from tunesmith.spec.answers import DEFAULT_TOKENS, Answer, AnswerList
 from tunesmith.spec.api import (
     DatasetPreview,
@@ -464,6 +465,45 @@ class AsyncTokens(_Noun):
 
     async def revoke(self, token_id: str) -> None:
         await self._wire.send("DELETE", f"/api/tokens/{part(token_id)}")
+
+
+class AsyncProjects(_Noun):
+    """What jobs, datasets and versions belong to; those that the caller sees."""
+
+    async def list(self, *, search: str | None = None, limit: int | None = None) -> list[ProjectView]:
+        return await self._wire.pages(ProjectView, "/api/projects", "projects", query={"search": search}, limit=limit)
+
+    async def get(self, name: str) -> ProjectView:
+        return await self._wire.fetch(ProjectView, "GET", f"/api/projects/{part(name)}")
+
+    async def create(self, new: NewProject) -> ProjectView:
+        return await self._wire.fetch(ProjectView, "POST", "/api/projects", body=new.as_json(), creates=True)
+
+    async def edit(self, name: str, change: ProjectChange) -> ProjectView:
+        return await self._wire.fetch(ProjectView, "PATCH", f"/api/projects/{part(name)}", body=_given(change))
+
+    async def delete(self, name: str) -> None:
+        """Of an empty one that no policy names."""
+        await self._wire.send("DELETE", f"/api/projects/{part(name)}")
+
+
+class AsyncPolicies(_Noun):
+    """Who may do what in which projects; `Client.rights` tells what comes of them."""
+
+    async def list(self, *, search: str | None = None, limit: int | None = None) -> list[PolicyView]:
+        return await self._wire.pages(PolicyView, "/api/policies", "policies", query={"search": search}, limit=limit)
+
+    async def get(self, name: str) -> PolicyView:
+        return await self._wire.fetch(PolicyView, "GET", f"/api/policies/{part(name)}")
+
+    async def create(self, new: NewPolicy) -> PolicyView:
+        return await self._wire.fetch(PolicyView, "POST", "/api/policies", body=new.as_json(), creates=True)
+
+    async def edit(self, name: str, change: PolicyChange) -> PolicyView:
+        return await self._wire.fetch(PolicyView, "PATCH", f"/api/policies/{part(name)}", body=_given(change))
+
+    async def delete(self, name: str) -> None:
+        await self._wire.send("DELETE", f"/api/policies/{part(name)}")
 
 
 class AsyncQuotas(_Noun):

@@ -19,7 +19,7 @@ import httpx2
 from pydantic import BaseModel, TypeAdapter, ValidationError
 
 from tunesmith import __version__
-from tunesmith.client.connection import Endpoint
+from tunesmith.client.connection import PROJECT_HEADER, Endpoint
 from tunesmith.client.errors import error_of, lost, unreadable
 from tunesmith.client.events import NumberedEvent, is_last, read_event
 from tunesmith.client.streams import (
@@ -54,6 +54,8 @@ class AsyncWire:
         headers = {"User-Agent": f"tunesmith-client/{__version__}", "Accept": "application/json"}
         if endpoint.token is not None:
             headers["Authorization"] = f"Bearer {endpoint.token}"
+        if endpoint.project is not None:
+            headers[PROJECT_HEADER] = endpoint.project
         return httpx2.AsyncClient(
             base_url=endpoint.url,
             headers=headers,

@@ -21,12 +21,15 @@ from tunesmith.client.synchronous.nouns import (
     Models,
     Networks,
     PathLike,
+    Policies,
+    Projects,
     Quotas,
     Tokens,
     Versions,
     VersionSets,
 )
 from tunesmith.client.synchronous.wire import Wire
+from tunesmith.spec.access import Rights
 from tunesmith.spec.api import Permission, PermissionList, ShapePage, ShapeView, SystemView
 
 
@@ -35,11 +38,15 @@ class Client:
 
     url, token: of the server; without them TUNESMITH_URL and TUNESMITH_TOKEN, else the server that runs on this
     machine's state folder, else the same application in this process (reading and administering; it runs no jobs).
+    project: whose jobs, datasets and versions are meant; without it TUNESMITH_PROJECT, else the project `default`.
     """
 
-    def __init__(self, url: str | None = None, token: str | None = None) -> None:
-        endpoint = find_endpoint(url, token, environment=os.environ)
-        self._open(local.wire(os.environ) if endpoint.is_in_process else Wire(endpoint))
+    def __init__(self, url: str | None = None, token: str | None = None, *, project: str | None = None) -> None:
+        endpoint = find_endpoint(url, token, environment=os.environ, project=project)
+        if endpoint.is_in_process:
+            self._open(local.wire(os.environ, project=endpoint.project))
+        else:
+            self._open(Wire(endpoint))
 
     @classmethod
     def over(cls, wire: Wire) -> Client:
@@ -62,6 +69,8 @@ class Client:
         self.logs = Logs(wire)
         self.networks = Networks(wire)
         self.tokens = Tokens(wire)
+        self.projects = Projects(wire)
+        self.policies = Policies(wire)
         self.quotas = Quotas(wire)
         self.audit = Audit(wire)
 
@@ -78,8 +87,13 @@ class Client:
         return (self.wire.fetch(ShapePage, "GET", "/api/shapes")).shapes
 
     def permissions(self) -> list[Permission]:
-        """Who may do what: every permission, the roles that have it, and what it opens."""
+        """Who may do what: every permission, who has it and by which policies, and what it opens."""
         return (self.wire.fetch(PermissionList, "GET", "/api/permissions")).permissions
+
+    def rights(self, who: str | None = None, *, project: str | None = None, action: str | None = None) -> Rights:
+        """What one may do in a project, and by which policy: the caller, or for an administrator anybody by name."""
+        query = {"who": who, "project": project, "action": action}
+        return self.wire.fetch(Rights, "GET", "/api/rights", query=query)
 
     def close(self) -> None:
         self.wire.close()

@@ -18,6 +18,7 @@ import httpx2
 from tunesmith.client.export import ExportFolder, is_zip
 from tunesmith.client.streams import FileBody, Progress, sleep
 from tunesmith.client.synchronous.wire import Wire
+from tunesmith.spec.access import NewPolicy, NewProject, PolicyChange, PolicyView, ProjectChange, ProjectView
 from tunesmith.spec.answers import DEFAULT_TOKENS, Answer, AnswerList
 from tunesmith.spec.api import (
     DatasetPreview,
@@ -461,6 +462,45 @@ class Tokens(_Noun):
 
     def revoke(self, token_id: str) -> None:
         self._wire.send("DELETE", f"/api/tokens/{part(token_id)}")
+
+
+class Projects(_Noun):
+    """What jobs, datasets and versions belong to; those that the caller sees."""
+
+    def list(self, *, search: str | None = None, limit: int | None = None) -> list[ProjectView]:
+        return self._wire.pages(ProjectView, "/api/projects", "projects", query={"search": search}, limit=limit)
+
+    def get(self, name: str) -> ProjectView:
+        return self._wire.fetch(ProjectView, "GET", f"/api/projects/{part(name)}")
+
+    def create(self, new: NewProject) -> ProjectView:
+        return self._wire.fetch(ProjectView, "POST", "/api/projects", body=new.as_json(), creates=True)
+
+    def edit(self, name: str, change: ProjectChange) -> ProjectView:
+        return self._wire.fetch(ProjectView, "PATCH", f"/api/projects/{part(name)}", body=_given(change))
+
+    def delete(self, name: str) -> None:
+        """Of an empty one that no policy names."""
+        self._wire.send("DELETE", f"/api/projects/{part(name)}")
+
+
+class Policies(_Noun):
+    """Who may do what in which projects; `Client.rights` tells what comes of them."""
+
+    def list(self, *, search: str | None = None, limit: int | None = None) -> list[PolicyView]:
+        return self._wire.pages(PolicyView, "/api/policies", "policies", query={"search": search}, limit=limit)
+
+    def get(self, name: str) -> PolicyView:
+        return self._wire.fetch(PolicyView, "GET", f"/api/policies/{part(name)}")
+
+    def create(self, new: NewPolicy) -> PolicyView:
+        return self._wire.fetch(PolicyView, "POST", "/api/policies", body=new.as_json(), creates=True)
+
+    def edit(self, name: str, change: PolicyChange) -> PolicyView:
+        return self._wire.fetch(PolicyView, "PATCH", f"/api/policies/{part(name)}", body=_given(change))
+
+    def delete(self, name: str) -> None:
+        self._wire.send("DELETE", f"/api/policies/{part(name)}")
 
 
 class Quotas(_Noun):
