@@ -242,7 +242,7 @@ def test_a_key_of_idempotency_counts_in_its_project(client: TestClient) -> None:
             "/api/datasets?filename=r.jsonl",
             content=ROWS,
             headers=UPLOAD | {"Idempotency-Key": "k", "X-Tunesmith-Project": project},
-        )  # fmt: skip
+        )
         for project in ("default", "desk", "desk")
     ]
     assert [each.status_code for each in made] == [201, 201, 200]

@@ -25,9 +25,10 @@ from tunesmith.server.errors import status_of
 from tunesmith.server.guard import OWN_USER
 from tunesmith.server.pages import ADMIN, NAVIGATION, Entry, page_routes, shown, words
 from tunesmith.server.pages.page import View, is_part, redirect
+from tunesmith.server.policies import PROJECT_HEADER
 from tunesmith.server.prefix import prefix_of, with_prefix
 from tunesmith.server.routes import Route
-from tunesmith.server.sessions import csrf_token, session_secret
+from tunesmith.server.sessions import chosen_project, csrf_token, session_secret, set_project
 from tunesmith.server.static_files import StaticFiles
 from tunesmith.text import visible
 
@@ -105,7 +106,10 @@ class Console:
         }
         text = with_prefix(self._templates.get_template(view.template).render(context), prefix_of(request))
         headers = HEADERS | dict(view.headers)
-        return Response(text.encode("utf-8", "backslashreplace"), view.status, headers, "text/html; charset=utf-8")
+        response = Response(text.encode("utf-8", "backslashreplace"), view.status, headers, "text/html; charset=utf-8")
+        if principal is not ANYBODY and PROJECT_HEADER not in request.headers:
+            _keep_project(response, request, principal.project)
+        return response
 
     def refusal(self, request: Request, error: TunesmithError) -> Response:
         """Who is not signed in goes to sign in; a part of a page gets a message; all else is a page of its own."""
@@ -123,6 +127,12 @@ class Console:
         return self.render(request, View(template="error.html", context=told, status=status), principal=_known(request))
 
 
+def _keep_project(response: Response, request: Request, project: str) -> None:
+    """Where the browser is, it stays: a policy that lets in somewhere else moves nobody."""
+    if chosen_project(request) != project:
+        set_project(response, request, project)
+
+
 def _permitted(entries: Sequence[Entry], principal: Principal) -> list[Entry]:
     """Those that lead somewhere for this caller."""
     return [
@@ -136,7 +146,9 @@ def _known(request: Request) -> Principal:
     try:
         if secret is not None:
             known = request.app.state.service.sessions
-            return known.principal(secret, client=None, is_own_user=OWN_USER in request.scope)
+            principal = known.principal(secret, client=None, is_own_user=OWN_USER in request.scope)
+            policies = request.app.state.service.policies
+            return policies.placed(principal, asked=None, preferred=chosen_project(request))
     except (NotPermitted, TunesmithError):
         pass
     return ANYBODY
