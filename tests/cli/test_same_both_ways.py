@@ -96,14 +96,18 @@ def test_lists_and_shows_have_the_same_keys_in_process_and_over_a_server(
     object_of("network", "add", "rack", "10.0.0.0/24")
     object_of("token", "create", "colleague")
     object_of("quota", "edit", "colleague", "--versions", "3")
+    object_of("project", "create", "desk")
+    object_of("policy", "create", "night", "--who", "colleague", "--may", "use", "--in", "desk")
     object_of("version", "alias", f"{version_set}@prod", version.rpartition(":")[2])
     shown = {
         "job": job.job_id, "dataset": dataset, "model": "mine", "version": version, "version-set": version_set,
         "location": "team", "log": "kept", "network": "rack", "quota": "colleague", "shape": "local",
+        "project": "desk", "policy": "night",
     }  # fmt: skip
     listed = [*shown, "token", "audit", "download"]
     commands = [(noun, "list") for noun in listed] + [(noun, "show", name) for noun, name in shown.items()]
     commands += [("job", "logs", job.job_id), ("model", "show", MODEL_NAME), ("system", "permissions")]
+    commands += [("policy", "check", "colleague", "job.submit", "--project", "desk")]
 
     alone = {words: object_of(*words) for words in commands}
     with serving(home) as url:

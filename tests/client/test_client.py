@@ -21,6 +21,7 @@ from tunesmith.jobs.records import JobFolder
 from tunesmith.jobs.state import State
 from tunesmith.jobs.store import this_process
 from tunesmith.server import feed
+from tunesmith.spec.access import NewPolicy, NewProject, PolicyChange, ProjectChange
 from tunesmith.spec.catalog import (
     BaseModelChange,
     LocationChange,
@@ -168,6 +169,37 @@ def test_logs_networks_and_tokens(client: Client, host: Host, endpoint: Endpoint
     with pytest.raises(NotPermitted):
         theirs.models.list()
     assert {"token.create", "log.remove"} <= {each.action for each in client.audit.list()}
+
+
+def test_projects_and_policies(client: Client, host: Host, endpoint: Endpoint, rows: Path) -> None:
+    desk = client.projects.create(NewProject(name="desk"))
+    assert client.projects.list(search="desk") == [desk] == [client.projects.get("desk")]
+    assert client.projects.edit("desk", ProjectChange(description="Help")).description == "Help"
+    policy = client.policies.create(NewPolicy(name="night", who=["colleague"], may=["use"], projects=["desk"]))
+    assert policy.notices and client.policies.get("night").projects == ["desk"]
+    made = client.tokens.create(NewToken(name="colleague"))
+
+    def colleague(project: str | None) -> Client:
+        there = Endpoint(url=endpoint.url, token=made["token"], project=project)
+        return Client.over(Wire(there, transport=InProcess(host)))
+
+    dataset = colleague("desk").datasets.upload(rows)
+    assert colleague("desk").datasets.get(dataset.dataset_id) == dataset
+    for elsewhere in (colleague(None), colleague("default"), client):
+        with pytest.raises(Unknown) as caught:
+            elsewhere.datasets.get(dataset.dataset_id)
+        assert caught.value.code == "UNKNOWN_DATASET"
+    [right] = client.rights("colleague", project="desk", action="job.submit").rights
+    assert right.is_allowed and right.by == ["night"]
+    assert {each.permission for each in colleague("desk").rights().rights if each.is_allowed} >= {"job.submit"}
+    assert client.policies.edit("night", PolicyChange(projects=["default"])).projects == ["default"]
+    with pytest.raises(Unknown) as caught:
+        colleague("desk").datasets.list()
+    assert caught.value.code == "UNKNOWN_PROJECT"
+    client.policies.delete("night")
+    with pytest.raises(Conflict) as full:
+        client.projects.delete("desk")
+    assert full.value.code == "PROJECT_NOT_EMPTY"
 
 
 def test_a_quota_is_set_refuses_with_its_field_and_is_taken_back(client: Client, rows: Path) -> None:

@@ -43,6 +43,13 @@ def test_then_the_server_of_the_state_folder(tmp_path: Path) -> None:
     assert (found.url, found.token, found.is_in_process) == (URL, "home-token", False)
 
 
+def test_the_project_is_the_callers_or_the_environments(tmp_path: Path) -> None:
+    environment = {"TUNESMITH_HOME": str(tmp_path), "TUNESMITH_PROJECT": "lab"}
+    assert find_endpoint(None, None, environment=environment).project == "lab"
+    assert find_endpoint(URL, "t", environment=environment, project="desk").project == "desk"
+    assert find_endpoint(None, None, environment=environment | {"TUNESMITH_PROJECT": ""}).project is None
+
+
 def test_then_none(tmp_path: Path) -> None:
     found = find_endpoint(None, None, environment={"TUNESMITH_HOME": str(tmp_path / "absent")})
     assert found.is_in_process and found.token is None

@@ -335,6 +335,12 @@ def test_the_switch_is_there_for_who_sees_more_than_one_project(
     page = bobs_browser.get("/jobs").text
     assert SECRET in page and "/fine-tune" not in page, "what one only reads has no button"
     assert bobs_browser.get(f"/jobs/{people['job_id']}").status_code == 200
+    client.post("/api/policies", json={"name": "work", "who": ["bob"], "may": ["use"], "projects": ["desk"]})
+    stale = bobs_browser.post(f"/jobs/{people['job_id']}/cancel", data={"x": "y"}, headers={"Origin": URL})
+    assert stale.status_code == 403 and "PROJECT_CHANGED" in stale.text, "the token is of a page that shows the lab"
+    uploaded = bobs_browser.post("/api/datasets?filename=r.jsonl", content=ROWS, headers=UPLOAD | {"Origin": URL})
+    assert form_of(uploaded.json())["code"] == "PROJECT_CHANGED"
+    client.delete("/api/policies/work")
     elsewhere = bobs_browser.post("/project", data={"project": "lab", "next": "//evil"}, headers={"Origin": URL})
     assert elsewhere.headers["location"] == "/"
     client.delete("/api/policies/look")

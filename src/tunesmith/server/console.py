@@ -95,7 +95,7 @@ class Console:
             "is_signed_in": principal is not ANYBODY,
             "is_own_user": OWN_USER in request.scope,
             "prefix": prefix_of(request),
-            "csrf": csrf_token(secret) if secret is not None else "",
+            "csrf": csrf_token(secret, principal.project) if secret is not None else "",
             "theme": theme if theme in THEMES else "",
             "navigation": [permitted for group in NAVIGATION if (permitted := _permitted(group, principal))],
             "admin_sections": _permitted(ADMIN, principal),

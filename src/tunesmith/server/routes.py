@@ -190,7 +190,7 @@ def _route_class(route: Route) -> type[APIRoute]:
                     if route.body == "json":
                         await admitted.load_json()
                     elif route.body == "form":
-                        await admitted.load_form()
+                        await admitted.load_form(route.permission)
                     return await inner(admitted)
                 except RequestValidationError as error:
                     return refusal(request, invalid(error.errors(), hint=REFERENCE), is_page=route.is_page)
@@ -218,7 +218,7 @@ def wants_page(request: Request) -> bool:
 def _admitted(request: Request, route: Route, known: frozenset[str]) -> StrictRequest:
     """The request with its caller, within the route's limits. Raises what refuses it."""
     service: Service = request.app.state.service
-    principal = ANYBODY if route.permission == PUBLIC else _placed(request, _caller(request, route, service), service)
+    principal = ANYBODY if route.permission == PUBLIC else _caller(request, route, service)
     request.state.actor = principal.actor
     require(principal, route.permission)
     if request.scope["query_string"]:
@@ -243,12 +243,14 @@ def _caller(request: Request, route: Route, service: Service) -> Principal:
     authorization = authorization_of(request)
     secret = session_secret(request) if authorization is None else None
     if secret is None:
-        return service.tokens.principal(authorization, client=client)
+        return _placed(request, service.tokens.principal(authorization, client=client), service)
     principal = service.sessions.principal(secret, client=client, is_own_user=OWN_USER in request.scope)
+    principal = _placed(request, principal, service)
     if request.method != "GET":
         require_own_page(request)
         if route.body != "form":  # there the token may stand in the body, which is not read yet
-            require_csrf(secret, request.headers.get(CSRF_HEADER))
+            told = request.headers.get(CSRF_HEADER)
+            require_csrf(secret, told, principal=principal, permission=route.permission)
     return principal
 
 
@@ -268,12 +270,14 @@ class StrictRequest(Request):
 
     form_values: Form
 
-    async def load_form(self) -> None:
+    async def load_form(self, permission: str) -> None:
         """The fields of a page's form, and with a session its CSRF token, from the header or the form."""
         self.form_values = read_form(await self.body())
         secret = session_secret(self) if authorization_of(self) is None else None
-        if secret is not None and self.state.call.principal is not ANYBODY:
-            require_csrf(secret, self.headers.get(CSRF_HEADER) or self.form_values.text(CSRF_FIELD))
+        principal = self.state.call.principal
+        if secret is not None and principal is not ANYBODY:
+            told = self.headers.get(CSRF_HEADER) or self.form_values.text(CSRF_FIELD)
+            require_csrf(secret, told, principal=principal, permission=permission)
 
     async def load_json(self) -> None:
         body = await self.body()

@@ -19,7 +19,7 @@ from starlette.responses import Response
 from tunesmith.catalog import sessions
 from tunesmith.catalog.tokens import hash_of, token_of_secret
 from tunesmith.errors import NotPermitted
-from tunesmith.server.auth import HOME_TOKEN_ID, REMEMBERED_SECONDS, REMEMBERED_TOKENS, Principal
+from tunesmith.server.auth import HOME_TOKEN_ID, REMEMBERED_SECONDS, REMEMBERED_TOKENS, Principal, is_of_project
 from tunesmith.server.guard import OWN_USER
 from tunesmith.server.prefix import prefix_of
 from tunesmith.spec.catalog import TokenView
@@ -63,9 +63,11 @@ def chosen_project(request: Request) -> str:
     return request.cookies.get(project_cookie(request), "")
 
 
-def csrf_token(secret: str) -> str:
-    """What pages of this session carry. It follows from the cookie, which scripts and other sites cannot read."""
-    return hashlib.sha256(f"csrf:{secret}".encode()).hexdigest()
+def csrf_token(secret: str, project: str) -> str:
+    """What pages of this session carry that show a project. It follows from the cookie, which scripts and other sites
+    cannot read.
+    """
+    return hashlib.sha256(f"csrf:{project}:{secret}".encode()).hexdigest()
 
 
 def require_own_page(request: Request) -> None:
@@ -77,12 +79,25 @@ def require_own_page(request: Request) -> None:
         )  # fmt: skip
 
 
-def require_csrf(secret: str, told: str | None) -> None:
-    """Raises NotPermitted (CSRF_TOKEN_WRONG)."""
-    if told is None or not hmac.compare_digest(told.encode(errors="replace"), csrf_token(secret).encode()):
+def require_csrf(secret: str, told: str | None, *, principal: Principal, permission: str) -> None:
+    """Raises NotPermitted (CSRF_TOKEN_WRONG; PROJECT_CHANGED: the page shows another project than the session's)."""
+    given = (told or "").encode(errors="replace")
+    shown = [
+        project
+        for project in (principal.project, *principal.projects)
+        if hmac.compare_digest(given, csrf_token(secret, project).encode())
+    ]
+    if not shown:
         raise NotPermitted(
             "CSRF_TOKEN_WRONG", "This form is not of your present session.", field=CSRF_FIELD,
             hint="Reload the page and try again.",
+        )  # fmt: skip
+    if shown[0] != principal.project and is_of_project(permission):
+        raise NotPermitted(
+            "PROJECT_CHANGED",
+            f"This page shows the project {shown[0]}, and you have gone to {principal.project} since: in another tab, "
+            "perhaps.",
+            field="project", hint=f"Go back to {shown[0]} by the switch in the header, and try again.",
         )  # fmt: skip
 
 

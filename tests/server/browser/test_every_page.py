@@ -58,6 +58,9 @@ def furnished(hub: FakeHub, tmp_path_factory: pytest.TempPathFactory) -> Iterato
         shelf = {"name": "shelf", "uri": (folder / "shelf").as_uri(), "description": "What lies on the shelf"}
         served.ask("POST", "/api/locations", json=shelf)
         served.ask("POST", "/api/logs", json={"name": "support", "retention_days": 30})
+        served.ask("POST", "/api/projects", json={"name": LONG, "description": "A project with a long name"})
+        policy = {"name": "night", "who": ["nobody yet"], "may": ["use", "location.add"], "projects": [LONG, "default"]}
+        served.ask("POST", "/api/policies", json=policy)
         served.ask("POST", "/api/networks", json={"name": "fabric", "cidr": "10.0.0.0/24", "interface": "eth0"})
         rows = [json.loads(line) for line in TRAINING_ROWS.read_text().splitlines()[:30]]
         dataset = served.upload(rows, name=LONG)
@@ -83,6 +86,7 @@ def addresses(names: dict[str, str]) -> list[str]:
             continue
         of_noun = {
             "/admin/locations": "shelf", "/admin/logs": "support", "/admin/networks": "fabric",
+            "/admin/projects": LONG, "/admin/policies": "night",
             "/models": "tunesmith/demo", "/model-template": "tunesmith/demo",
         }  # fmt: skip
         noun = next((name for path, name in of_noun.items() if route.path.startswith(path + "/{")), "")
