@@ -49,6 +49,8 @@ PAGES = (
     ("admin", "/admin", "light", 1180),
     ("admin-tokens", "/admin/tokens", "dark", 0),
     ("admin-permissions", "/admin/permissions", "light", 0),
+    ("admin-projects", "/admin/projects", "light", 0),
+    ("admin-policies", "/admin/policies", "dark", 0),
     ("admin-locations", "/admin/locations", "light", 0),
     ("admin-location", "/admin/locations/team-data?new=yes", "light", 0),
     ("admin-location-add", "/admin/location-add", "dark", 0),
@@ -128,7 +130,12 @@ def furnish(served: Served) -> None:
         ("networks", {"name": "fabric", "cidr": "10.0.0.0/24", "interface": "eth0"}),
         ("tokens", {"name": "nightly training", "days": 9}),
         ("tokens", {"name": "maria"}),
-    ):
+        ("projects", {"name": "help-desk", "description": "Answers to tickets"}),
+        ("policies", {"name": "help-desk", "who": ["maria"], "may": ["use", "location.add"], "projects": ["help-desk"],
+                      "description": "Maria trains for the help desk, and brings its data"}),
+        ("policies", {"name": "nights", "who": ["nightly training"], "may": ["job.*", "dataset.*"],
+                      "projects": ["default", "help-desk"], "description": "What runs while nobody looks"}),
+    ):  # fmt: skip
         served.ask("POST", f"/api/{path}", json=body)
     served.ask("PATCH", "/api/quotas/maria", json={"queued_jobs": 20, "datasets": 50})
 

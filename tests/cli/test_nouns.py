@@ -253,7 +253,12 @@ def test_locations(tunesmith: Tunesmith, object_of: Callable[..., Any], tmp_path
     told = tunesmith("location", "scan", "team")
     assert told.code == 0 and "Ready to Fine Tune" in told.out + told.err
     assert "tunesmith model register NAME team:PATH" in told.out + told.err
-    assert object_of("location", "uses", "team") == {"location": "team", "datasets": [], "jobs": []}
+    assert object_of("location", "uses", "team") == {
+        "location": "team",
+        "datasets": [],
+        "jobs": [],
+        "of_other_projects": 0,
+    }
     for verb in ("check", "browse", "show"):
         assert tunesmith("location", verb, "team").code == 0
     assert object_of("location", "delete", "team") == {"deleted": "team"}
@@ -266,14 +271,19 @@ def test_logs_and_networks(object_of: Callable[..., Any]) -> None:
     assert object_of("log", "edit", "long", "--description", "kept")["description"] == "kept"
     assert object_of("log", "show", "long")["name"] == "long"
     assert [each["name"] for each in object_of("log", "list")["logs"]] == ["long"]
-    assert object_of("log", "uses", "long") == {"log": "long", "datasets": [], "jobs": []}
+    assert object_of("log", "uses", "long") == {"log": "long", "datasets": [], "jobs": [], "of_other_projects": 0}
     assert object_of("log", "delete", "long") == {"deleted": "long"}
     network = NetworkView.model_validate(object_of("network", "add", "rack", "10.0.0.0/24", "--interface", "eth0"))
     assert object_of("network", "show", "rack") == network.as_json()
     assert object_of("network", "list") == {"networks": [network.as_json()]}
     changed = object_of("network", "edit", "rack", "--cidr", "10.0.1.0/24", "--interface", "")
     assert (changed["cidr"], changed["interface"]) == ("10.0.1.0/24", None)
-    assert object_of("network", "uses", "rack") == {"network": "rack", "datasets": [], "jobs": []}
+    assert object_of("network", "uses", "rack") == {
+        "network": "rack",
+        "datasets": [],
+        "jobs": [],
+        "of_other_projects": 0,
+    }
     assert object_of("network", "delete", "rack") == {"deleted": "rack"}
 
 

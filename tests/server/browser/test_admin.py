@@ -154,3 +154,58 @@ def test_without_a_script_pages_are_read_and_forms_work(new_page: Callable[..., 
     expect(page.get_by_text("0 of 7")).to_be_visible()
     page.goto(furnished.url + "/admin/audit?action=quota")
     expect(page.locator("#audit").get_by_text("changed quotas").first).to_be_visible()
+
+
+def test_a_project_is_made_somebody_let_in_and_gone_to_without_a_script(
+    new_page: Callable[..., Page], furnished: Served
+) -> None:
+    page = sign_in(new_page(java_script_enabled=False), furnished)
+    page.goto(furnished.url + "/admin/projects")
+    assert page.get_by_role("button", name="Go to that project").count() == 0, "there is one project alone"
+    expect(page.get_by_text("One project for all so far")).to_be_visible()
+    page.locator("input[name=name]").fill("help-desk")
+    page.get_by_role("button", name="Make it").click()
+    expect(page.get_by_role("heading", level=1)).to_have_text("help-desk")
+    expect(page.get_by_text("administrators alone see it")).to_be_visible()
+    page.get_by_role("link", name="Let somebody in").click()
+    page.locator("input[name=name]").fill("helpers")
+    page.locator("textarea[name=who]").fill("ada\nnightly, training")
+    page.locator("textarea[name=may]").fill("use\nquota.*")
+    page.get_by_role("button", name="Make it").click()
+    expect(page.get_by_text("NOT_GRANTABLE")).to_be_visible()
+    page.faults.clear()  # type: ignore[attr-defined]  # the browser tells of the status, too
+    assert "nightly, training" in page.locator("textarea[name=who]").input_value(), "the form as it was sent"
+    page.locator("textarea[name=may]").fill("use\nlocation.add")
+    page.get_by_role("button", name="Make it").click()
+    expect(page.get_by_text("No token is called 'ada' now", exact=False)).to_be_visible()
+    expect(page.get_by_text("location.add", exact=True).last).to_be_visible()
+    page.goto(furnished.url + "/admin/permissions?who=ada&project=help-desk")
+    expect(page.get_by_role("link", name="helpers").first).to_be_visible()
+    page.goto(furnished.url + "/jobs")
+    page.locator("header .switch select").select_option("help-desk")
+    page.locator("header .switch button").click()
+    page.wait_for_url(furnished.url + "/jobs")
+    expect(page.locator("header .switch select")).to_have_value("help-desk")
+    page.goto(furnished.url + "/search?q=help")
+    expect(page.get_by_role("main").get_by_role("link", name="help-desk")).to_be_visible()
+
+
+def test_a_page_of_the_project_that_was_left_does_not_act_in_the_other(page: Page, furnished: Served) -> None:
+    existing = {each["name"] for each in furnished.ask("GET", "/api/projects")["projects"]}
+    if "help-desk" not in existing:
+        furnished.ask("POST", "/api/projects", json={"name": "help-desk"})
+    page.goto(furnished.url + "/fine-tune")
+    other = page.context.new_page()
+    other.goto(furnished.url + "/")
+    other.locator("header .switch select").select_option("help-desk")
+    other.locator("header .switch button").click()
+    expect(other.locator("header .switch select")).to_have_value("help-desk")
+    page.faults.clear()  # type: ignore[attr-defined]  # the browser tells the refusal, too
+    token = page.locator('meta[name="csrf"]').get_attribute("content")
+    status = page.evaluate(
+        """async token => (await fetch("/api/datasets?filename=r.jsonl", {method: "POST", body: "{}",
+        headers: {"X-CSRF-Token": token, "Content-Type": "application/octet-stream"}})).json()""",
+        token,
+    )
+    assert status["error"]["code"] == "PROJECT_CHANGED"
+    page.faults.clear()  # type: ignore[attr-defined]

@@ -162,7 +162,7 @@ def _policy(call: Call, name: str, **more: Any) -> View:
     context = {
         "it": it,
         "values": {each: "\n".join(getattr(it, each)) for each in LISTS} | {"description": it.description},
-        "allows": [(each, "; ".join(dict.fromkeys(summaries[each]))) for each in allowed],
+        "allows": [(each, list(dict.fromkeys(summaries[each]))) for each in allowed],
         "error": None,
     }
     return View(template="admin/policy.html", context=context | more, status=_status(more.get("error")))
