@@ -272,6 +272,15 @@ def test_a_base_model_that_others_tuned_stays_and_their_versions_are_not_named(
     assert "1 model versions of other projects" in error["message"]
 
 
+def test_the_audit_log_tells_the_project_of_an_act(client: TestClient, people: dict[str, Any]) -> None:
+    client.post(f"/api/jobs/{people['job_id']}/cancel", headers=people["ada"])
+    acts = {
+        each["action"]: each["detail"] for each in client.get("/api/audit", params={"actor": "ada"}).json()["audit"]
+    }
+    for action in ("dataset.add", "job.submit", "job.cancel", "alias.set"):
+        assert acts[action]["project"] == "desk", action
+
+
 # ---- pages
 
 

@@ -105,7 +105,7 @@ def remove_bytes(database: Database, model_version: str, *, project: str, enviro
         _remove_empty_folders(location.uri, files)
     with database.write() as connection:
         connection.execute(MODEL_VERSIONS.update().where(where).values(is_losing_bytes=False))
-        audit.record(connection, "system", "version.bytes", model_version, {"removed": len(files) + 1})
+        audit.record(connection, "system", "version.bytes", model_version, {"removed": len(files) + 1}, project=project)
 
 
 def _remove_manifest(store: ObjectStore, key: str, manifest: Manifest) -> None:

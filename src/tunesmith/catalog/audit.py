@@ -13,7 +13,7 @@ import sqlalchemy as sa
 
 from tunesmith.catalog.clock import now
 from tunesmith.catalog.paging import Page, read_page
-from tunesmith.spec.catalog import AuditView
+from tunesmith.spec.catalog import DEFAULT_PROJECT, AuditView
 from tunesmith.storage.database import fields_of
 from tunesmith.storage.tables import AUDIT
 
@@ -21,9 +21,19 @@ ADD = AUDIT.insert()
 
 
 def record(
-    connection: sa.Connection, actor: str, action: str, object: str, detail: Mapping[str, Any] | None = None
+    connection: sa.Connection,
+    actor: str,
+    action: str,
+    object: str,
+    detail: Mapping[str, Any] | None = None,
+    *,
+    project: str = DEFAULT_PROJECT,
 ) -> None:
-    """action: noun and verb, as in `version.delete`. detail: no secret, nothing of a dataset's content."""
+    """action: noun and verb, as in `version.delete`. detail: no secret, nothing of a dataset's content. project: the
+    object's, told in the detail where it is not the default one.
+    """
+    if project != DEFAULT_PROJECT:
+        detail = {"project": project, **(detail or {})}
     text = None if detail is None else json.dumps(detail, ensure_ascii=False, allow_nan=False)
     row = {"time": now(), "actor": actor, "action": action, "object": object, "detail": text}
     connection.execute(ADD, row)

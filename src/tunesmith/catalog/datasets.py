@@ -51,7 +51,9 @@ def add_dataset(
         )
     )  # fmt: skip
     quotas.take(connection, actor, datasets=1, uploaded_bytes=report.bytes if new.source_uri is None else 0)
-    audit.record(connection, actor, "dataset.add", dataset_id, {"name": new.name, "sha256": new.sha256})
+    audit.record(
+        connection, actor, "dataset.add", dataset_id, {"name": new.name, "sha256": new.sha256}, project=project
+    )
     return find_dataset(connection, dataset_id, project=project)
 
 
@@ -114,7 +116,7 @@ def change_dataset(
     values = given | ({"tags": tags_text(given["tags"])} if "tags" in given else {})
     if values:
         connection.execute(DATASETS.update().where(_is(project, dataset_id)).values(values))
-        audit.record(connection, actor, "dataset.change", dataset_id, {"changed": sorted(values)})
+        audit.record(connection, actor, "dataset.change", dataset_id, {"changed": sorted(values)}, project=project)
     return find_dataset(connection, dataset_id, project=project)
 
 
@@ -138,7 +140,14 @@ def delete_dataset(connection: sa.Connection, dataset_id: str, *, project: str, 
     ).scalar_one()
     uploaded = dataset.bytes if dataset.source_uri is None else 0
     quotas.give_back(connection, added_by, datasets=1, uploaded_bytes=uploaded)
-    audit.record(connection, actor, "dataset.delete", dataset_id, {"name": dataset.name, "sha256": dataset.sha256})
+    audit.record(
+        connection,
+        actor,
+        "dataset.delete",
+        dataset_id,
+        {"name": dataset.name, "sha256": dataset.sha256},
+        project=project,
+    )
     return dataset
 
 

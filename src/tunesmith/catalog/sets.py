@@ -34,7 +34,7 @@ def add_set(connection: sa.Connection, new: NewVersionSet, *, project: str, acto
             alias_changes=0,
         )
     )  # fmt: skip
-    audit.record(connection, actor, "set.add", new.name)
+    audit.record(connection, actor, "set.add", new.name, project=project)
     return find_set(connection, new.name, project=project)
 
 
@@ -65,7 +65,7 @@ def describe_set(connection: sa.Connection, name: str, description: str, *, proj
     """Raises Unknown."""
     row = _row(connection, name, project=project)
     connection.execute(VERSION_SETS.update().where(VERSION_SETS.c.set_id == row.set_id).values(description=description))
-    audit.record(connection, actor, "set.change", name, {"changed": ["description"]})
+    audit.record(connection, actor, "set.change", name, {"changed": ["description"]}, project=project)
     return find_set(connection, name, project=project)
 
 
@@ -107,7 +107,9 @@ def set_alias(
         connection.execute(ALIASES.insert().values(values | {"set_id": found.set_id, "alias": alias}))
     else:
         connection.execute(ALIASES.update().where(where).values(values))
-    audit.record(connection, actor, "alias.set", f"{version_set}@{alias}", {"from": before, "to": number})
+    audit.record(
+        connection, actor, "alias.set", f"{version_set}@{alias}", {"from": before, "to": number}, project=project
+    )
     return find_alias(connection, version_set, alias, project=project)
 
 
@@ -116,7 +118,7 @@ def remove_alias(connection: sa.Connection, version_set: str, alias: str, *, pro
     before = find_alias(connection, version_set, alias, project=project)
     set_id = _row(connection, version_set, project=project).set_id
     connection.execute(ALIASES.delete().where(ALIASES.c.set_id == set_id, ALIASES.c.alias == alias))
-    audit.record(connection, actor, "alias.remove", f"{version_set}@{alias}", {"from": before.number})
+    audit.record(connection, actor, "alias.remove", f"{version_set}@{alias}", {"from": before.number}, project=project)
 
 
 def find_alias(connection: sa.Connection, version_set: str, alias: str, *, project: str) -> AliasView:

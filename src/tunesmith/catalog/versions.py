@@ -203,7 +203,9 @@ def change_version(
         connection.execute(
             MODEL_VERSIONS.update().where(_is(project, version.model_version)).values(values | {"changed_at": now()})
         )
-        audit.record(connection, actor, "version.change", version.model_version, {"changed": sorted(values)})
+        audit.record(
+            connection, actor, "version.change", version.model_version, {"changed": sorted(values)}, project=project
+        )
     return find_version(connection, version.model_version, project=project)
 
 
@@ -223,7 +225,7 @@ def delete_version(connection: sa.Connection, name: str, *, with_bytes: bool, pr
         _require_own_files(connection, version)
         connection.execute(MODEL_VERSIONS.update().where(_is(project, model_version)).values(is_losing_bytes=True))
     if version.state is not VersionState.DELETED or with_bytes:
-        audit.record(connection, actor, "version.delete", model_version, {"with_bytes": with_bytes})
+        audit.record(connection, actor, "version.delete", model_version, {"with_bytes": with_bytes}, project=project)
     return find_version(connection, model_version, project=project)
 
 

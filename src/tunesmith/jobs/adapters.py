@@ -119,7 +119,7 @@ def add_adapter(connection: sa.Connection, published: PublishedAdapter, *, proje
         connection, project=project, model_version=model_version, state=VersionState.ACTIVE, now=time, **columns
     )
     detail = {"path": new.path, "base": published.base_name}
-    audit.record(connection, actor, "version.register", model_version, detail)
+    audit.record(connection, actor, "version.register", model_version, detail, project=project)
     return model_version
 
 

@@ -62,9 +62,8 @@ def delete_job(connection: sa.Connection, job_id: str, *, state: State, actor: s
     outlive_job(connection, job_id)
     connection.execute(EVENTS.delete().where(EVENTS.c.job_id == job_id))
     connection.execute(JOBS.delete().where(JOBS.c.job_id == job_id))
-    audit.record(
-        connection, actor, "job.delete", job_id, {"version": record.model_version, "state": record.state.value}
-    )
+    told = {"version": record.model_version, "state": record.state.value}
+    audit.record(connection, actor, "job.delete", job_id, told, project=record.project)
 
 
 def remove_folder(job_id: str, *, home: Home) -> None:

@@ -195,7 +195,8 @@ def submit(prepared: PreparedJob, *, state: State, command: list[str]) -> JobFol
         with state.database.write() as connection:
             above = state.highest_result(prepared.version_set, project=prepared.project)
             record = state.jobs.insert(connection, new, above=above)
-            audit.record(connection, new.submitted_by, "job.submit", record.job_id, {"version": record.model_version})
+            told = {"version": record.model_version}
+            audit.record(connection, new.submitted_by, "job.submit", record.job_id, told, project=new.project)
             write_folder(prepared, record, state=state)
     except BaseException:
         shutil.rmtree(folder.path, ignore_errors=True)

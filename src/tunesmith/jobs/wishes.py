@@ -79,7 +79,7 @@ def ask(store: JobStore, job_id: str, what: Literal["cancel", "pause", "resume"]
 
     def write(connection: sa.Connection) -> JobRecord:
         record = WISHES[what](store, job_id, connection=connection)
-        audit.record(connection, actor, f"job.{what}", job_id)
+        audit.record(connection, actor, f"job.{what}", job_id, project=record.project)
         return record
 
     return store.database.write_grouped(write)

@@ -48,7 +48,9 @@ if TYPE_CHECKING:
     from tunesmith.server.console import Console  # with Jinja2, which a client's own process does without
 
 DESCRIPTION = """The REST interface of Tunesmith. Send `Authorization: Bearer TOKEN` with every request; the server's
-first token stands in its state folder, file `token`. Lists are pages: pass `next` as `after` to get the next one.
+first token stands in its state folder, file `token`. The header
+`X-Tunesmith-Project` says whose jobs, datasets and versions are meant; without it the project `default`.
+Lists are pages: pass `next` as `after` to get the next one.
 Every refusal has one form: `{"error": {"code", "message", "field", "hint"}}`, under `/v1` OpenAI's. A POST that makes
 something takes an `Idempotency-Key`: the same key and body again give the object that the first request made."""
 

@@ -118,7 +118,8 @@ async def _submit(call: Call, submission: Submission, *, key: str | None) -> Res
     def write(connection: sa.Connection) -> tuple[JobRecord, bool]:
         record, is_new = jobs.submit(connection, submission, new, state=call.state, key=key)
         if is_new:
-            audit.record(connection, call.actor, "job.submit", record.job_id, {"version": record.model_version})
+            told = {"version": record.model_version}
+            audit.record(connection, call.actor, "job.submit", record.job_id, told, project=call.project)
         return record, is_new
 
     record, is_new = await call.database.write_soon(write)

@@ -37,7 +37,7 @@ from tunesmith.spec.api import (
     SystemView,
 )
 from tunesmith.spec.base import Spec
-from tunesmith.spec.catalog import AuditView
+from tunesmith.spec.catalog import DEFAULT_PROJECT, AuditView
 from tunesmith.spec.jobs import JobState
 from tunesmith.spec.quotas import EVERYBODY, QuotaView
 
@@ -52,6 +52,7 @@ ADDRESSES = {  # noun of an act -> where its object's page is
     "location": "/admin/locations/", "log": "/admin/logs/", "network": "/admin/networks/",
     "project": "/admin/projects/", "policy": "/admin/policies/",
 }  # fmt: skip
+OF_PROJECTS = auth.OF_PROJECTS | {"set"}
 GONE = ("delete", "remove", "bytes")  # verbs after which there is no such page
 
 
@@ -241,7 +242,7 @@ def audit_page(call: CallNow, query: Annotated[AuditListQuery, Query()]) -> View
     found = routes.list_audit(call, AuditQuery.model_validate(asked))
     nouns = sorted({name.partition(".")[0] for name in words.ACTS}, key=lambda noun: words.NOUNS[noun].lower())
     context = {
-        "acts": [_act(entry) for entry in found.audit],
+        "acts": [_act(entry, call.project) for entry in found.audit],
         "next": found.next,
         "query": query,
         "kept": query_text(actor=query.actor, action=query.action, object=query.object),
@@ -254,9 +255,11 @@ def audit_page(call: CallNow, query: Annotated[AuditListQuery, Query()]) -> View
     return View(template="admin/audit_list.html" if is_part(call.request) else "admin/audit.html", context=context)
 
 
-def _act(entry: AuditView) -> Act:
+def _act(entry: AuditView, project: str) -> Act:
+    """project: where the reader is; the page of an object of another one is not there."""
     noun, _, verb = entry.action.partition(".")
-    address = ADDRESSES.get(noun) if verb not in GONE else None
+    is_elsewhere = noun in OF_PROJECTS and (entry.detail or {}).get("project", DEFAULT_PROJECT) != project
+    address = ADDRESSES.get(noun) if verb not in GONE and not is_elsewhere else None
     return Act(
         entry=entry,
         told=words.ACTS.get(entry.action, entry.action),
