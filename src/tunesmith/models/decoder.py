@@ -45,6 +45,11 @@ from tunesmith.spec.training import TrainingSettings
 
 _DECODER = "tunesmith_decoder"
 WIDTH_MULTIPLE = 64  # of a site's inner columns: products stay aligned
+# Products of a size that was not seen before are looked up and their kernel loaded, which takes tenths of a second:
+# what the last layer and the head go on with is rounded up, too, and batches of many tokens more than small ones.
+TAIL_MULTIPLE = 512
+LABELS_MULTIPLE = 256
+MANY_TOKENS = 4096
 
 
 def why_not(model: nn.Module, settings: TrainingSettings) -> str | None:
@@ -135,6 +140,10 @@ class Site:
     def back(self, dy_TO: Tensor, part: slice = slice(None)) -> Tensor:
         """[dx | du | .] (T, L)."""
         return dy_TO @ self.wide_OL[part]
+
+    def back_inner(self, dy_TO: Tensor) -> Tensor:
+        """du alone, (T, I): the first layer's input needs no gradient."""
+        return dy_TO @ self.wide_OL[:, self.features :]
 
     def split(self, wide_TL: Tensor) -> tuple[Tensor, Tensor]:
         return wide_TL[:, : self.features], wide_TL[:, self.features :]
@@ -311,16 +320,15 @@ class Decoder:
         return self.inputs(batch) if found is None else found[1]
 
     def inputs(self, batch: Batch) -> Inputs:
-        """Pad with a document of its own to a multiple of rows, find the tails, and move all to the device at once."""
+        """Pad with a document of its own to a multiple, find the tails, and move all to the device at once."""
         boundaries = batch.boundaries.astype(np.int64)
         real = int(boundaries[-1])
-        padding = -real % ROW_MULTIPLE
+        padding = -real % (ROW_MULTIPLE if real < MANY_TOKENS else 2 * ROW_MULTIPLE)
         if padding:
             boundaries = np.append(boundaries, real + padding)
         labels = np.append(batch.labels_T, np.full(padding, IGNORE_INDEX))
         labelled = np.flatnonzero(labels != IGNORE_INDEX)
-        # products of ever new sizes would each be looked up anew: rows without a label fill up a multiple
-        filling = np.zeros(-len(labelled) % ROW_MULTIPLE, np.int64)
+        filling = np.zeros(-len(labelled) % LABELS_MULTIPLE, np.int64)
         lengths = _tail_lengths(boundaries, labelled)
         queries = np.append(0, np.cumsum(lengths))
         tail = np.arange(queries[-1]) + np.repeat(boundaries[1:] - queries[1:], lengths)
@@ -547,9 +555,9 @@ class Decoder:
             residual = torch.zeros_like(h_TD).index_copy_(0, tail, d_QD)
         else:
             qkv.collect_b(d_qkv, inner_qkv)
-            wide = qkv.back(d_qkv)
+            wide = qkv.back(d_qkv) if needs_dx else qkv.back_inner(d_qkv)
             residual = d_QD
-        dx, du = qkv.split(wide)
+        dx, du = qkv.split(wide) if needs_dx or is_last else (None, wide)
         d_normed = project_backward(
             dx if needs_dx else None, du, h_TD, qkv.projection(dropout, inputs.places_T), qkv.a_gradients(),
             rstd_T=rstd_T, weight_K=layer.first_norm,
@@ -560,13 +568,16 @@ class Decoder:
 
 
 def _tail_lengths(boundaries: np.ndarray, labelled: np.ndarray) -> np.ndarray:
-    """Tokens of each document from its first label on (at least its last token), lengthened to a multiple of rows."""
+    """Tokens of each document from its first label on (at least its last token), lengthened to a multiple of rows.
+
+    Where that is more than there is, to all tokens.
+    """
     starts, ends = boundaries[:-1], boundaries[1:]
     found = np.searchsorted(labelled, starts)
     first = np.append(labelled, boundaries[-1])[found]
     lengths = ends - np.minimum(np.maximum(first, starts), ends - 1)
     room = (ends - starts) - lengths
-    missing = -int(lengths.sum()) % ROW_MULTIPLE
+    missing = -int(lengths.sum()) % TAIL_MULTIPLE
     for number in np.argsort(-room, kind="stable").tolist():
         if not missing:
             break
