@@ -36,7 +36,7 @@ FLUSHED_BYTES = 256 << 20  # more than any level-2 cache holds
 
 @dataclass(frozen=True, slots=True)
 class Case:
-    """One kernel at one size. moved: bytes that must be read and written. run: with the Launch to try, or the kernel's."""
+    """One kernel at one size. moved: bytes to read and write at least. run: with a Launch, or the kernel's own."""
 
     name: str
     moved: int
@@ -60,7 +60,9 @@ def gradients(features: int, count: int) -> list[lora.Gradient | None]:
     return [lora.Gradient(into_rK=torch.zeros(RANK, features, device="cuda")) for _ in range(count)]
 
 
-def tiles(rows: tuple[int, ...], columns: tuple[int, ...], warps: tuple[int, ...], stages: tuple[int, ...]) -> list[Launch]:
+def tiles(
+    rows: tuple[int, ...], columns: tuple[int, ...], warps: tuple[int, ...], stages: tuple[int, ...]
+) -> list[Launch]:
     return [Launch(*each) for each in itertools.product(rows, columns, warps, stages)]
 
 
@@ -90,7 +92,9 @@ def cases(model: str) -> Iterator[Case]:
         dx, into = values(TOKENS, width), gradients(D, count)
         rstd = torch.rand(TOKENS, device="cuda") + 0.5
 
-        def back(site: lora.Projection = site, dx: Tensor = dx, into: Any = into, rstd: Tensor = rstd, **more: Any) -> Any:
+        def back(
+            site: lora.Projection = site, dx: Tensor = dx, into: Any = into, rstd: Tensor = rstd, **more: Any
+        ) -> Any:
             return lora.project_backward(dx[:, :D], dx[:, D:], h, site, into, rstd_T=rstd, weight_K=weight, **more)
 
         yield Case(f"{name} backward", one * 3 * D, lambda launch, run=back: with_launch(run, launch), backward)
@@ -126,7 +130,9 @@ def cases(model: str) -> Iterator[Case]:
     q = values(TOKENS, Q)
     yield Case("rotate q", one * 2 * Q, lambda launch: rope.rotate(q, q, angles[0], angles[1], heads=H), [])
     boundaries = np.append(np.arange(0, TOKENS, 178), TOKENS)
-    blocks = [torch.from_numpy(table.astype(np.int32)).cuda() for table in varlen_attention.tables(boundaries, boundaries)]
+    blocks = [
+        torch.from_numpy(table.astype(np.int32)).cuda() for table in varlen_attention.tables(boundaries, boundaries)
+    ]
     documents = varlen_attention.Documents(boundaries, boundaries, *blocks)
     heads, kv = q.view(TOKENS, H, 2 * E), values(TOKENS, 2 * G * 2 * E)
     k, v = kv[:, : G * 2 * E].view(TOKENS, G, 2 * E), kv[:, G * 2 * E :].view(TOKENS, G, 2 * E)

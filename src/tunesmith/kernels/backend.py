@@ -122,7 +122,7 @@ def odd_keys(values, key):
 
 @jit
 def sigmoid(x):
-    """1 / (1 + exp(-x)) to about 2^-21: a square root's inverse, squared, takes a third of a division's instructions."""
+    """1 / (1 + exp(-x)) to about 2^-21: an inverse square root, squared, takes a third of a division's instructions."""
     root = tl.rsqrt(1.0 + tl.exp(-x))
     return root * root
 

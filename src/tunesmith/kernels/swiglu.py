@@ -25,7 +25,7 @@ from tunesmith.kernels.lora import Gradient, Projection, add_parts, project_refe
 
 # H200, 8,192 tokens of 14,336 features, rank 32 (benchmarks/bench_kernels.py)
 FORWARD = Launch(rows=32, columns=256, warps=4, stages=3)
-BACKWARD = Launch(rows=32, columns=64, warps=4, stages=2)
+BACKWARD = Launch(rows=64, columns=32, warps=4, stages=2)
 
 
 def swiglu_reference(gate_up_TH: Tensor, projection: Projection) -> tuple[Tensor, Tensor]:
