@@ -1,11 +1,11 @@
-"""From the command to the written adapter, on one GPU: `tunesmith finetune` beside a TRL script, same model, same rows.
+"""From the command to the written adapter on one GPU: `tunesmith finetune` beside a TRL script, same model, same rows.
 
-    python -m benchmarks.bench_time_to_result [--models 1b,8b] [--rows 500,5000] [--runs tunesmith,trl] [--output FOLDER]
+    python -m benchmarks.bench_time_to_result [--models 1b,8b] [--rows 500,..] [--runs tunesmith,trl] [--output FOLDER]
 
-A model folder with random weights and rows of made-up words are written first, and read once, so that both find them in
-the page cache. LoRA r=32, alpha=16, dropout 0.05 on all linear modules, one epoch, packed rows of 8,192 tokens, 16,384
-tokens a step. Tunesmith also checks the rows, evaluates base and tuned model and writes its verdict; TRL only trains and
-saves. Each command runs in a process of its own; the first run of a machine compiles kernels, so each runs twice.
+A model folder with random weights and rows of made-up words are written first, and read once, so that both find them
+in the page cache. LoRA r=32, alpha=16, dropout 0.05 on all linear modules, one epoch, packed rows of 8,192 tokens,
+16,384 tokens a step. Tunesmith also checks the rows, evaluates base and tuned model and writes its verdict; TRL only
+trains and saves. Each command runs in a process of its own; a machine's first run compiles kernels, so each runs twice.
 """
 
 from __future__ import annotations
@@ -81,7 +81,9 @@ def train_with_trl(model: Path, rows: Path, into: Path) -> None:
     trainer = SFTTrainer(
         model=loaded, processing_class=AutoTokenizer.from_pretrained(model),
         train_dataset=load_dataset("json", data_files=str(rows), split="train"),
-        peft_config=LoraConfig(r=32, lora_alpha=16, lora_dropout=0.05, target_modules=list(TARGETS), task_type="CAUSAL_LM"),
+        peft_config=LoraConfig(
+            r=32, lora_alpha=16, lora_dropout=0.05, target_modules=list(TARGETS), task_type="CAUSAL_LM"
+        ),
         args=SFTConfig(
             output_dir=str(into / "out"), num_train_epochs=1, packing=is_gpu, max_length=ROW_TOKENS,
             per_device_train_batch_size=1, gradient_accumulation_steps=STEP_TOKENS // ROW_TOKENS,
@@ -100,9 +102,8 @@ def train_with_tunesmith(model: Path, rows: Path, home: Path, log: Any) -> dict[
         "--sequence-length", str(ROW_TOKENS), "--learning-rate", str(LEARNING_RATE), "--json",
     ]  # fmt: skip
     started = time.time()
-    done = subprocess.run(
-        command, env={**os.environ, "TUNESMITH_HOME": str(home)}, stdout=subprocess.PIPE, stderr=log, text=True, check=False
-    )  # fmt: skip
+    environment = {**os.environ, "TUNESMITH_HOME": str(home)}
+    done = subprocess.run(command, env=environment, stdout=subprocess.PIPE, stderr=log, text=True, check=False)
     seconds = time.time() - started
     result = json.loads(done.stdout.splitlines()[-1]) if done.stdout.strip() else {}
     if done.returncode not in (0, 5):  # 5: learned nothing from words without meaning

@@ -12,8 +12,10 @@ import torch
 from torch import Tensor, nn
 
 from tunesmith.data.batch import IGNORE_INDEX, Batch
+from tunesmith.kernels.backend import ROW_MULTIPLE
 from tunesmith.kernels.dropout import site_keep_rate, site_key, site_mask, step_key
 from tunesmith.models.decoder import Decoder, why_not
+from tunesmith.models.decoder_answers import CACHE_PLACES, batches_of
 from tunesmith.models.generate import greedy
 from tunesmith.models.lora import (
     LoraLinear,
@@ -254,3 +256,35 @@ def test_what_it_does_not_claim_it_names(
 def test_a_rank_above_the_largest_is_named(load: Callable[..., Any]) -> None:
     model, _ = load("llama", head_dim=32)
     assert "rank of 256" in str(why_not(model, TrainingSettings(lora_rank=256)))
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_answers_equal_those_of_transformers(load: Callable[..., Any], case: str) -> None:
+    """Of prompts of unlike lengths, past a sliding window, with the adapter and without; some end early."""
+    name, changes = CASES[case]
+    model, _ = load(name, **changes)
+    settings = TrainingSettings(lora_rank=4)
+    inject(model, settings=settings)
+    trained(model)
+    random = np.random.default_rng(3)
+    prompts = [random.integers(0, 256, length).tolist() for length in (23, 3, 11, 1)]
+    wanted = {True: greedy(model, prompts, max_new_tokens=14, end_ids={999})}
+    end = wanted[True][1][4]
+    with disabled(model):
+        wanted[False] = greedy(model, prompts, max_new_tokens=14, end_ids={999})
+    ended = greedy(model, prompts, max_new_tokens=14, end_ids={end})
+    Decoder(model, settings=settings)
+    assert greedy(model, prompts, max_new_tokens=14, end_ids={999}) == wanted[True]
+    with disabled(model):
+        assert greedy(model, prompts, max_new_tokens=14, end_ids={999}) == wanted[False]
+    assert greedy(model, prompts, max_new_tokens=14, end_ids={end}) == ended
+    assert wanted[True] != wanted[False] and len(ended[1]) <= 4
+
+
+def test_answers_to_many_prompts_come_in_batches() -> None:
+    prompts = [[1] * length for length in (10, 20_000, 30, *range(1, 300))]
+    found = batches_of(prompts, max_new_tokens=50)
+    assert sorted(index for batch in found for index in batch) == list(range(len(prompts)))
+    for batch in found:
+        longest = max(len(prompts[index]) for index in batch)
+        assert len(batch) <= ROW_MULTIPLE and len(batch) * (longest + 50) <= CACHE_PLACES
