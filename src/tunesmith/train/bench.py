@@ -220,7 +220,8 @@ def _evaluate(model: nn.Module, rows: MadeUpRows, *, device: torch.device) -> fl
             found[1].cpu()  # as a run does: the next batch is handed over before this one is waited for
             tokens += len(found[0].tokens_T)
             if time.perf_counter() - started >= EVALUATION_SECONDS:
-                return tokens / (time.perf_counter() - started)
+                waiting[1].cpu()
+                return (tokens + len(batch.tokens_T)) / (time.perf_counter() - started)
 
 
 def _model(request: BenchRequest, *, dtype: torch.dtype, device: torch.device) -> tuple[nn.Module, ModelFacts]:
