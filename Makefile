@@ -12,7 +12,7 @@ export UV_FIND_LINKS ?= $(shell echo "$${PIP_FIND_LINKS:-$$($(PY) -m pip config 
 # the tests start some hundred workers, and each would compile torch and transformers again, 6 s of a core.
 export PYTHONDONTWRITEBYTECODE :=
 
-.PHONY: screenshots setup demo test test-servers unit check faults bench format clean
+.PHONY: screenshots setup demo test test-servers unit slow check faults bench format clean
 setup: $(STAMP)
 
 $(STAMP): pyproject.toml constraints.txt
@@ -25,12 +25,13 @@ $(STAMP): pyproject.toml constraints.txt
 demo: setup
 	$(BIN)/tunesmith demo
 
-test: setup
-	$(PYTEST) -m "not slow and not servers"
-	$(PYTEST) -m slow --dist loadfile
+test: unit slow
 
 unit: setup
 	$(PYTEST) -m "not slow and not servers"
+
+slow: setup
+	$(PYTEST) -m slow --dist loadfile
 
 # Object stores, whole services over HTTP, and processes killed at random points; CI runs it, too.
 test-servers: setup

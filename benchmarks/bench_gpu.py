@@ -131,7 +131,7 @@ def main() -> int:
                     request = request_for(model, workload, arguments, **RUNS.get(run, {}))
                     command = _ours(request) if run in RUNS else _peer(run, request)
                     result = measured(command, run=run, limit=min(left, LIMITS[model]), log=log)
-                    rows.append({"run": run, "model": model, "workload": workload, **result})
+                    rows.append({**result, "run": run, "model": model, "workload": workload})
                     _judge(rows[-1], rows, roofline)
                     print("RESULT " + json.dumps(rows[-1]), flush=True)
     for row in rows:  # once more: the baseline may have run after it

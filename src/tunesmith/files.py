@@ -33,12 +33,17 @@ def is_other_archive(target: Path) -> bool:
     return target.suffix.lower() in OTHER_ARCHIVES
 
 
+def temporary_beside(path: Path) -> Path:
+    """A name in the same folder that no other process and no other thread takes."""
+    return path.with_name(f".{path.name[:100]}.{os.getpid()}.{os.urandom(4).hex()}.tmp")
+
+
 def write_atomic(path: Path, content: bytes) -> None:
     """Write `content` under a temporary name beside `path`, fsync, rename, fsync the folder.
 
     Raises OSError as the system gives it (ENOSPC, EACCES); the old file is then untouched and the temporary one gone.
     """
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    temporary = temporary_beside(path)
     try:
         with temporary.open("wb") as handle:
             handle.write(content)

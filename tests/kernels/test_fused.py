@@ -33,6 +33,8 @@ from tunesmith.kernels.varlen_attention import Documents, attend, attend_backwar
 pytestmark = [
     pytest.mark.slow,  # the interpreter takes a second a case
     pytest.mark.skipif(not backend.HAS_TRITON, reason="triton is not installed"),
+    # on a GPU: torch's word on a thread of its own that multiplies first
+    pytest.mark.filterwarnings("ignore:Attempting to run cuBLAS:UserWarning"),
 ]
 
 TOKENS = 128
@@ -300,7 +302,7 @@ def test_cross_entropy_equals_the_reference_and_autograd(dtype: torch.dtype, voc
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
-@pytest.mark.parametrize(("heads", "kv_heads", "head_dim"), [(4, 2, 32), (3, 1, 16), (2, 2, 16)])
+@pytest.mark.parametrize(("heads", "kv_heads", "head_dim"), [(4, 2, 64), (3, 1, 32), (2, 2, 32)])
 @pytest.mark.parametrize("window", [None, 20])
 @pytest.mark.parametrize("is_tail", [False, True])
 def test_attention_equals_the_reference(

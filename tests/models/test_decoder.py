@@ -12,8 +12,10 @@ import torch
 from torch import Tensor, nn
 
 from tunesmith.data.batch import IGNORE_INDEX, Batch
+from tunesmith.kernels.backend import ROW_MULTIPLE
 from tunesmith.kernels.dropout import site_keep_rate, site_key, site_mask, step_key
 from tunesmith.models.decoder import Decoder, why_not
+from tunesmith.models.decoder_answers import CACHE_PLACES, batches_of
 from tunesmith.models.generate import greedy
 from tunesmith.models.lora import (
     LoraLinear,
@@ -28,12 +30,13 @@ from tunesmith.spec.training import TrainingSettings
 from tunesmith.train.step import forward_scores
 
 CPU = torch.device("cpu")
+SIZES = {"hidden_size": 64, "num_attention_heads": 2, "num_key_value_heads": 1, "head_dim": 32}
 CASES: dict[str, tuple[str, dict[str, Any]]] = {
-    "llama, tied": ("llama", {"hidden_size": 64}),
+    "llama, tied": ("llama", SIZES),
     "llama, rope of Llama 3 and biases": (
         "llama",
         {
-            "hidden_size": 64,
+            **SIZES,
             "attention_bias": True,
             "tie_word_embeddings": False,
             "rope_parameters": {
@@ -45,15 +48,15 @@ CASES: dict[str, tuple[str, dict[str, Any]]] = {
     "llama, yarn": (
         "llama",
         {
-            "hidden_size": 64,
+            **SIZES,
             "rope_parameters": {
                 "rope_type": "yarn", "rope_theta": 10000.0, "factor": 4.0, "original_max_position_embeddings": 32,
             },
         },
     ),
-    "mistral, window": ("mistral", {"hidden_size": 64}),
-    "qwen2, biases, a window in some layers": ("qwen2", {"hidden_size": 64}),
-    "qwen3, norms of q and k": ("qwen3", {"hidden_size": 64, "num_hidden_layers": 3}),
+    "mistral, window": ("mistral", SIZES),
+    "qwen2, biases, a window in some layers": ("qwen2", SIZES),
+    "qwen3, norms of q and k": ("qwen3", {**SIZES, "num_hidden_layers": 3}),
 }  # fmt: skip
 
 
@@ -186,7 +189,7 @@ def test_scores_equal_the_generic_path_with_and_without_adapter(load: Callable[.
 
 
 def test_the_model_goes_on_working_and_sees_its_weights(load: Callable[..., Any]) -> None:
-    model, _ = load("qwen2", hidden_size=64)
+    model, _ = load("qwen2", **SIZES)
     settings = TrainingSettings(lora_rank=4)
     inject(model, settings=settings)
     trained(model)
@@ -201,7 +204,7 @@ def test_the_model_goes_on_working_and_sees_its_weights(load: Callable[..., Any]
 def test_some_targets_only(load: Callable[..., Any]) -> None:
     """Modules without an adapter stay the base's; a site may have none at all."""
     settings = TrainingSettings(lora_rank=4, lora_dropout=0.0, target_modules=("q_proj", "v_proj", "up_proj"))
-    model, _ = load("llama", hidden_size=64)
+    model, _ = load("llama", **SIZES)
     inject(model, settings=settings)
     trained(model)
     given = batch([37, 20, 11])
@@ -216,7 +219,7 @@ def test_some_targets_only(load: Callable[..., Any]) -> None:
 
 def test_layers_that_run_forward_again_give_the_same_gradients(load: Callable[..., Any]) -> None:
     settings = TrainingSettings(lora_rank=4)
-    model, _ = load("qwen3", hidden_size=64, num_hidden_layers=3)
+    model, _ = load("qwen3", **SIZES, num_hidden_layers=3)
     inject(model, settings=settings)
     trained(model)
     decoder = Decoder(model, settings=settings)
@@ -243,7 +246,7 @@ def test_layers_that_run_forward_again_give_the_same_gradients(load: Callable[..
 def test_what_it_does_not_claim_it_names(
     load: Callable[..., Any], name: str, changes: dict[str, Any], reason: str
 ) -> None:
-    model, _ = load(name, **{"head_dim": 16, **changes})
+    model, _ = load(name, **{"head_dim": 32, **changes})
     said = why_not(model, TrainingSettings())
     assert said is not None and reason in said
     with pytest.raises(ValueError, match=reason):
@@ -251,5 +254,37 @@ def test_what_it_does_not_claim_it_names(
 
 
 def test_a_rank_above_the_largest_is_named(load: Callable[..., Any]) -> None:
-    model, _ = load("llama", head_dim=16)
+    model, _ = load("llama", head_dim=32)
     assert "rank of 256" in str(why_not(model, TrainingSettings(lora_rank=256)))
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_answers_equal_those_of_transformers(load: Callable[..., Any], case: str) -> None:
+    """Of prompts of unlike lengths, past a sliding window, with the adapter and without; some end early."""
+    name, changes = CASES[case]
+    model, _ = load(name, **changes)
+    settings = TrainingSettings(lora_rank=4)
+    inject(model, settings=settings)
+    trained(model)
+    random = np.random.default_rng(3)
+    prompts = [random.integers(0, 256, length).tolist() for length in (23, 3, 11, 1)]
+    wanted = {True: greedy(model, prompts, max_new_tokens=14, end_ids={999})}
+    end = wanted[True][1][4]
+    with disabled(model):
+        wanted[False] = greedy(model, prompts, max_new_tokens=14, end_ids={999})
+    ended = greedy(model, prompts, max_new_tokens=14, end_ids={end})
+    Decoder(model, settings=settings)
+    assert greedy(model, prompts, max_new_tokens=14, end_ids={999}) == wanted[True]
+    with disabled(model):
+        assert greedy(model, prompts, max_new_tokens=14, end_ids={999}) == wanted[False]
+    assert greedy(model, prompts, max_new_tokens=14, end_ids={end}) == ended
+    assert wanted[True] != wanted[False] and len(ended[1]) <= 4
+
+
+def test_answers_to_many_prompts_come_in_batches() -> None:
+    prompts = [[1] * length for length in (10, 20_000, 30, *range(1, 300))]
+    found = batches_of(prompts, max_new_tokens=50)
+    assert sorted(index for batch in found for index in batch) == list(range(len(prompts)))
+    for batch in found:
+        longest = max(len(prompts[index]) for index in batch)
+        assert len(batch) <= ROW_MULTIPLE and len(batch) * (longest + 50) <= CACHE_PLACES

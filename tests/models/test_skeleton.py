@@ -41,7 +41,7 @@ CASES: dict[str, tuple[str, dict[str, Any]]] = {
     ),
     "mistral": ("mistral", {"sliding_window": None}),
     "qwen2, biases": ("qwen2", {"use_sliding_window": False}),
-    "qwen3, norms of q and k": ("qwen3", {}),
+    "qwen3, norms of q and k": ("qwen3", {"head_dim": 32}),
 }  # fmt: skip
 
 

@@ -253,7 +253,7 @@ def test_the_path_is_told_with_its_reason_and_one_that_cannot_be_is_refused() ->
 
 
 def test_the_fast_path_takes_what_it_claims_and_names_what_it_does_not() -> None:
-    facts = model_facts(model_type="llama")
+    facts = model_facts(model_type="llama", head_dim=64)
     bf16 = TrainingSettings(precision="bf16")
     assert paths.why_not_fast(facts, bf16, device="cuda") is None
     for changed, settings, options, word in (

@@ -215,7 +215,7 @@ def test_a_jobs_page_tells_its_events_metrics_and_settings(browser: TestClient, 
     sign_in(browser, token)
     text = browser.get(f"/jobs/{job.job_id}").text
     assert "Overfitting from epoch 2 on" in text and "best: epoch 1" in text
-    assert "75.0 %" in text and "0.9000" in text
+    assert "75.0%" in text and "0.9000" in text
     assert "&lt;i&gt;slow&lt;/i&gt;" in text and "&lt;b&gt;the first&lt;/b&gt;" in text
     parts = browser.get(f"/jobs/{job.job_id}/parts", headers={"HX-Request": "true"}).text
     assert 'id="metrics"' in parts and "hx-swap-oob" in parts and "<main" not in parts

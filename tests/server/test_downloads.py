@@ -205,7 +205,8 @@ def test_a_stopped_service_keeps_what_it_has_for_the_next(
 ) -> None:
     fake.hold_after = 2_000_000
     made = post(client, "/api/downloads", 201, hub_id=SMALL)
-    assert fake.is_holding.wait(PATIENCE_SECONDS)
+    part = state.home.models / SMALL / ("c" * 12 + ".part") / (WEIGHTS + ".part")
+    until_true(lambda: part.exists() and part.stat().st_size > 0, "a first piece")  # the hub holds after two
     stopping = threading.Thread(target=worker.stop)
     stopping.start()
     assert worker._stop.wait(PATIENCE_SECONDS)
@@ -213,7 +214,6 @@ def test_a_stopped_service_keeps_what_it_has_for_the_next(
     stopping.join(PATIENCE_SECONDS)
     view = client.get(f"/api/downloads/{made['download_id']}").json()
     assert view["state"] == "WAITING" and view["waiting_reason"] == "The server ended."
-    part = state.home.models / SMALL / ("c" * 12 + ".part") / (WEIGHTS + ".part")
     had = part.stat().st_size
     assert had > 0
     fake.requests.clear()

@@ -71,7 +71,7 @@ def test_a_version_shows_its_metrics_verdict_lineage_and_files(user: TestClient,
     assert text.count('class="chart"') == 2 and 'class="lineage"' in text and 'class="interval"' in text
     assert "style=" not in text, "the policy forbids it"
     listed = user.get("/versions").text
-    assert "/versions/bot:1" in listed and "50.0 %" in listed
+    assert "/versions/bot:1" in listed and "50.0%" in listed
     assert user.get("/versions/bot:9").status_code == 404
 
 
@@ -147,7 +147,7 @@ def test_a_version_in_progress_follows_its_job_until_it_is_over(user: TestClient
     assert f'data-job="{job.job_id}"' in text and 'hx-get="/versions/demo-rows:1/live"' in text
     assert f'action="/jobs/{job.job_id}/cancel"' in text
     assert "<dd>/data/rows.jsonl</dd>" in text
-    assert "1 min 05 s" in text and "75.0 %" in text and "1.2500" in text
+    assert "1 min 05 s" in text and "75.0%" in text and "1.2500" in text
     live = user.get("/versions/demo-rows:1/live")
     assert "HX-Refresh" not in live.headers and "<main" not in live.text
     assert 'id="metrics"' in live.text and 'id="job-progress"' in live.text and "hx-swap-oob" in live.text
@@ -156,7 +156,7 @@ def test_a_version_in_progress_follows_its_job_until_it_is_over(user: TestClient
     state.jobs.move(job.job_id, JobState.CANCELED, lease=lease)
     assert user.get("/versions/demo-rows:1/live").headers["HX-Refresh"] == "true"
     over = user.get("/versions/demo-rows:1").text
-    assert "js/job.js" not in over and "75.0 %" in over
+    assert "js/job.js" not in over and "75.0%" in over
 
 
 def test_two_versions_are_compared(user: TestClient, state: State) -> None:

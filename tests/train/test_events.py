@@ -72,6 +72,6 @@ def test_the_job_s_log_reads_as_the_run_goes_without_a_line_for_every_step(
         "training: epoch 1 of 2",
         "step 1 of 4: loss 2.0000, 1 tokens a second",
         "step 4 of 4: loss 0.5000, 1 tokens a second",
-        "epoch 1: training loss 1.5000, token accuracy 75.0 %",
+        "epoch 1: training loss 1.5000, token accuracy 75.0%",
         "CUT: 2 rows were cut.",
     ]

@@ -2,6 +2,7 @@
 
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 
@@ -61,6 +62,15 @@ def test_an_answer_that_had_not_ended_is_marked_as_cut(collect, monkeypatch: pyt
     assert [sample.tuned_is_cut for sample in samples] == [True, True, False]
     assert [sample.base_is_cut for sample in samples] == [True, True, False]
     assert samples[0].tuned_shown == samples[0].tuned + " …" and samples[2].base_shown == samples[2].base
+
+
+@pytest.mark.parametrize("device", ["cpu", "cuda"])
+def test_a_model_of_billions_of_parameters_has_a_duration(make_job: MakeJob, device: str) -> None:
+    job = JobFile.model_validate_json(make_job(rows=some_rows(30)).read_bytes())
+    base = job.base.model_copy(update={"parameters": 8_030_261_248, "num_layers": 32})
+    job = job.model_copy(update={"base": base, "device": device})
+    seconds = evidence.seconds_of(np.array([80, 40, 90], np.int32), job=job, is_fast=True)
+    assert seconds.tolist() == sorted(seconds) and 1 < seconds[-1] < 1200
 
 
 def test_dear_answers_are_fewer_and_then_none(collect, monkeypatch: pytest.MonkeyPatch) -> None:

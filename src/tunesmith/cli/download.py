@@ -219,7 +219,7 @@ def _ended(output: Output, view: DownloadView) -> int:
 
 
 def _share(view: DownloadView) -> str:
-    return f"{100 * view.bytes_done // max(1, view.bytes_total)} %"
+    return f"{100 * view.bytes_done // max(1, view.bytes_total)}%"
 
 
 def _tell(output: Output, view: DownloadView) -> None:

@@ -25,7 +25,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from tunesmith.data.render import RenderedRows
-from tunesmith.files import CHUNK_BYTES, fsync_folder, fsync_tree, write_json
+from tunesmith.files import CHUNK_BYTES, fsync_folder, fsync_tree, temporary_beside, write_json
 
 FORMAT = 2
 CACHE_LIMIT_BYTES = 32 * 1024**3
@@ -92,7 +92,7 @@ class TableWriter:
     def __init__(self, root: Path, key: str) -> None:
         root.mkdir(parents=True, exist_ok=True)
         self._folder = root / key
-        self._temporary = root / f".{key}.{os.getpid()}.{os.urandom(4).hex()}.tmp"
+        self._temporary = temporary_beside(self._folder)
         self._temporary.mkdir()
         self._tokens = (self._temporary / "tokens.bin").open("wb")
         self._index = (self._temporary / "index.bin").open("wb")
@@ -184,7 +184,7 @@ def _mapped(path: Path) -> NDArray[Any]:
 
 def discard(root: Path, key: str) -> None:
     """Remove a damaged cache: away from its name in one step, then from the disk."""
-    trash = root / f".{key}.{os.getpid()}.{os.urandom(4).hex()}.tmp"
+    trash = temporary_beside(root / key)
     with contextlib.suppress(FileNotFoundError):
         (root / key).rename(trash)
         shutil.rmtree(trash, ignore_errors=True)

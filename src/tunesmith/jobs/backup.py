@@ -26,7 +26,7 @@ from tunesmith import __version__
 from tunesmith.catalog import audit
 from tunesmith.catalog.clock import now
 from tunesmith.errors import Conflict, InputRefused, MachineCannot
-from tunesmith.files import CHUNK_BYTES, fsync_folder, is_other_archive, sha256_of, write_json
+from tunesmith.files import CHUNK_BYTES, fsync_folder, is_other_archive, sha256_of, temporary_beside, write_json
 from tunesmith.jobs.home import Home
 from tunesmith.jobs.launcher import is_running
 from tunesmith.jobs.store import owner_may_live
@@ -62,8 +62,7 @@ def make_backup(home: Home, database: Database, target: Path) -> Backup:
             hint="Name a new folder, or a new file that ends in .zip.",
         )  # fmt: skip
     target.parent.mkdir(parents=True, exist_ok=True)
-    temporary = target.with_name(f".{target.name[:100]}.{os.getpid()}.tmp")
-    shutil.rmtree(temporary, ignore_errors=True)
+    temporary = temporary_beside(target)
     try:
         temporary.mkdir(mode=0o700)
         copy = temporary / FILE_NAME

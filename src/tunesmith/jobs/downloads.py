@@ -278,16 +278,17 @@ class _Running:
             )
 
     def end_stopped(self) -> None:
-        """Cancelled: what came is removed. Else the server ends, and the next one goes on."""
+        """Cancelled: what came is removed, then it is said. Else the server ends, and the next one goes on."""
+        download_id = self._view.download_id
+        if self._is_canceled:
+            discard(self._view.target_uri, download_id, state=self._state)
         with self._state.database.write() as connection:
             if self._is_canceled:
-                rows.move_download(connection, self._view.download_id, DownloadState.CANCELED, finished_at=now())
+                rows.move_download(connection, download_id, DownloadState.CANCELED, finished_at=now())
             else:
                 rows.move_download(
-                    connection, self._view.download_id, DownloadState.WAITING, waiting_reason="The server ended."
-                )
-        if self._is_canceled:
-            discard(self._view.target_uri, self._view.download_id, state=self._state)
+                    connection, download_id, DownloadState.WAITING, waiting_reason="The server ended."
+                )  # fmt: skip
 
     def end_failed(self, error: TunesmithError) -> None:
         attempts = self._work.attempts + 1

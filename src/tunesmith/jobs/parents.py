@@ -6,7 +6,6 @@ verified. The worker holds the form and the base against them once more.
 
 from __future__ import annotations
 
-import os
 import shutil
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -15,7 +14,7 @@ from pathlib import Path
 from tunesmith.catalog.artifacts import Artifact, find_artifact
 from tunesmith.catalog.versions import describe_version
 from tunesmith.errors import InputRefused
-from tunesmith.files import fsync_folder, fsync_tree
+from tunesmith.files import fsync_folder, fsync_tree, temporary_beside
 from tunesmith.jobs.home import Home
 from tunesmith.jobs.settings import option_name
 from tunesmith.jobs.state import State
@@ -82,12 +81,12 @@ def fetch_adapter(parent: Parent, *, home: Home, environment: Mapping[str, str])
     folder = adapters_folder(home) / weights.sha256
     if not folder.is_dir():
         folder.parent.mkdir(mode=0o700, exist_ok=True)
-        making = folder.with_name(f".{folder.name}.{os.getpid()}.tmp")
+        making = temporary_beside(folder)
         try:
             _fetch_into(making, parent, environment=environment)
             making.rename(folder)
         except OSError:
-            if not folder.is_dir():  # else another process was first, with the same bytes
+            if not folder.is_dir():  # else another was first, with the same bytes
                 raise
         finally:
             shutil.rmtree(making, ignore_errors=True)
@@ -97,7 +96,6 @@ def fetch_adapter(parent: Parent, *, home: Home, environment: Mapping[str, str])
 
 def _fetch_into(folder: Path, parent: Parent, *, environment: Mapping[str, str]) -> None:
     store, prefix = parent.artifact.open(environment)
-    shutil.rmtree(folder, ignore_errors=True)
     folder.mkdir(mode=0o700)
     for file in (parent.artifact.file(WEIGHTS), parent.artifact.file(CONFIG)):
         key = join_key(prefix, file.path)

@@ -22,7 +22,7 @@ from tunesmith.spec.training import ALL_LINEAR, TrainingSettings
 
 ARGUMENTS = ("model", "dataset")
 SHOWN_CHARACTERS = 60
-FRACTION_HINT = "It is a fraction, not a percentage: 0.2 is 20 %."
+FRACTION_HINT = "It is a fraction, not a percentage: 0.2 is 20%."
 _QUOTED = re.compile(r'"(?:[^"]|"")*"')
 _PAIR = re.compile(rf'[^,="]*=\s*{_QUOTED.pattern}\s*(?=,|$)|[^,]*')
 

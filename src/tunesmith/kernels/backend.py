@@ -40,15 +40,18 @@ def jit(function: Any = None, **options: Any) -> Any:
 
 
 class Launch(NamedTuple):
-    """Rows and columns of a tile, warps of a program, depth of its pipeline."""
+    """Rows and columns of a tile, warps of a program, depth of its pipeline, and the registers a thread may have."""
 
     rows: int
     columns: int
     warps: int
     stages: int
+    registers: int | None = None  # fewer than the compiler would take let more programs run side by side
 
-    def options(self) -> dict[str, int]:
-        return {} if os.environ.get("TRITON_INTERPRET") == "1" else {"num_warps": self.warps, "num_stages": self.stages}
+    def options(self) -> dict[str, int | None]:
+        if os.environ.get("TRITON_INTERPRET") == "1":
+            return {}
+        return {"num_warps": self.warps, "num_stages": self.stages, "maxnreg": self.registers}
 
 
 def runs_triton(tensor: Tensor) -> bool:
@@ -115,6 +118,13 @@ def odd_keys(values, key):
     h = (h ^ (h >> 16)) * 0x7FEB352D
     h = (h ^ (h >> 15)) * 0x846CA68B
     return (h ^ (h >> 16)) | 1
+
+
+@jit
+def sigmoid(x):
+    """1 / (1 + exp(-x)) to about 2^-21: an inverse square root, squared, takes a third of a division's instructions."""
+    root = tl.rsqrt(1.0 + tl.exp(-x))
+    return root * root
 
 
 @jit

@@ -22,9 +22,10 @@ from torch import Tensor
 from tunesmith.kernels.backend import Launch, fitting, jit, odd_keys, runs_triton, site_hash, tl, triton
 from tunesmith.kernels.dropout import site_bits, site_keep_rate, site_mask, site_threshold
 
-# H100, 8,192 tokens of 4,096 features, rank 32 (benchmarks/bench_kernels.py)
-FORWARD = Launch(rows=32, columns=128, warps=4, stages=3)
+# H200, 8,192 tokens of 4,096 and 2,048 features, rank 32 (benchmarks/bench_kernels.py)
+FORWARD = Launch(rows=32, columns=256, warps=4, stages=3)
 BACKWARD = Launch(rows=64, columns=64, warps=4, stages=2)
+BACKWARD_OF_ONE = Launch(rows=128, columns=32, warps=4, stages=2, registers=128)  # projection
 SPLITS = 8  # of the tokens in the backward pass: enough programs for 132 multiprocessors; 4 and 16 are slower
 
 
@@ -153,7 +154,7 @@ def project_backward(
     *,
     rstd_T: Tensor | None = None,
     weight_K: Tensor | None = None,
-    launch: Launch = BACKWARD,
+    launch: Launch | None = None,
 ) -> Tensor | None:
     """dx with the adapters' part added (None if dx is None); dA_j is added to `gradients[j]`, unless that is None.
 
@@ -167,7 +168,7 @@ def project_backward(
         )
         add_parts(da_IK.unsqueeze(0), gradients, rank=projection.rank)
         return out_TK
-    launch = fitting(launch, columns=K)
+    launch = fitting(launch or (BACKWARD_OF_ONE if projection.count == 1 else BACKWARD), columns=K)
     splits, per_split = split_tokens(T, rows=launch.rows)
     out_TK = None if dx_TK is None else torch.empty(T, K, dtype=source_TK.dtype, device=source_TK.device)
     parts_SIK = torch.empty(splits, *projection.a_IK.shape, dtype=torch.float32, device=source_TK.device)

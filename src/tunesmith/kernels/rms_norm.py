@@ -22,8 +22,9 @@ from torch import Tensor
 from tunesmith.kernels.backend import Launch, fitting, jit, odd_keys, runs_triton, site_hash, tl, triton
 from tunesmith.kernels.lora import Projection, project_reference
 
-# H100, 8,192 tokens of 4,096 and 2,048 features, rank 32 (benchmarks/bench_kernels.py)
-FORWARD = Launch(rows=32, columns=128, warps=4, stages=3)
+# H200, 8,192 tokens of 4,096 and 2,048 features, rank 32 (benchmarks/bench_kernels.py)
+FORWARD = Launch(rows=16, columns=256, warps=4, stages=2)
+FORWARD_OF_THREE = Launch(rows=32, columns=256, warps=4, stages=2)  # projections
 
 
 class Normed(NamedTuple):
@@ -60,7 +61,7 @@ def rms_norm_project(
     *,
     eps: float,
     width: int,
-    launch: Launch = FORWARD,
+    launch: Launch | None = None,
 ) -> Normed:
     """Norm of h + delta and, where `projection` is given, the inner values. width: L, at least K + G R."""
     T, K = h_TK.shape
@@ -75,7 +76,8 @@ def rms_norm_project(
             wide_TL[:, K : K + inner] = inner_TI
         wide_TL[:, K + inner :] = 0
         return Normed(h_TK, wide_TL, inner_TI, rstd_T)
-    launch = fitting(launch, columns=K)
+    is_of_three = projection is not None and projection.count == 3
+    launch = fitting(launch or (FORWARD_OF_THREE if is_of_three else FORWARD), columns=K)
     rstd_T = torch.empty(T, dtype=torch.float32, device=h_TK.device)
     out_TK = h_TK if delta_TK is None else torch.empty_like(h_TK)
     given = projection if projection is not None else Projection.none(weight_K)

@@ -20,12 +20,12 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from tunesmith.kernels.backend import Launch, fitting, jit, odd_keys, runs_triton, site_hash, tl
+from tunesmith.kernels.backend import Launch, fitting, jit, odd_keys, runs_triton, sigmoid, site_hash, tl
 from tunesmith.kernels.lora import Gradient, Projection, add_parts, project_reference, split_tokens
 
-# H100, 8,192 tokens of 14,336 features, rank 32 (benchmarks/bench_kernels.py)
-FORWARD = Launch(rows=32, columns=128, warps=4, stages=3)
-BACKWARD = Launch(rows=64, columns=64, warps=4, stages=2)
+# H200, 8,192 tokens of 14,336 features, rank 32 (benchmarks/bench_kernels.py)
+FORWARD = Launch(rows=32, columns=256, warps=4, stages=3)
+BACKWARD = Launch(rows=64, columns=32, warps=4, stages=2)
 
 
 def swiglu_reference(gate_up_TH: Tensor, projection: Projection) -> tuple[Tensor, Tensor]:
@@ -135,7 +135,7 @@ def _forward(
         columns = k + tl.arange(0, BK)
         at = gate_up_ptr + rows[:, None] * (2 * F) + columns[None, :]
         gate = tl.load(at).to(tl.float32)
-        x = (gate * tl.sigmoid(gate) * tl.load(at + F).to(tl.float32)).to(wide_ptr.dtype.element_ty)
+        x = (gate * sigmoid(gate) * tl.load(at + F).to(tl.float32)).to(wide_ptr.dtype.element_ty)
         tl.store(wide_ptr + rows[:, None] * LDX + columns[None, :], x)
         if THRESHOLD > 0:
             x = tl.where(site_hash(keys, odd_keys(columns, site)) >= THRESHOLD, x, 0.0)
@@ -177,8 +177,8 @@ def _backward(
         up = tl.load(gate_up_ptr + at + F).to(tl.float32)
         du = tl.load(du_ptr + local[:, None] * LDDU + rank[None, :])
         through = tl.dot(du, a, input_precision="ieee") * scale
-        sigmoid = tl.sigmoid(gate)
-        silu = gate * sigmoid
+        open_ = sigmoid(gate)
+        silu = gate * open_
         x = (silu * up).to(a.dtype)
         if THRESHOLD > 0:
             keep = site_hash(odd_keys(tl.load(places_ptr + begin + local), step), column_keys) >= THRESHOLD
@@ -186,7 +186,7 @@ def _backward(
             through = tl.where(keep, through, 0.0)
         da = tl.dot(tl.trans(du), x, da, input_precision="ieee")
         d = tl.load(dx_ptr + local[:, None] * LDDX + columns[None, :]).to(tl.float32) + through
-        d_gate = (d * up * (sigmoid + silu * (1.0 - sigmoid))).to(a.dtype)
+        d_gate = (d * up * (open_ + silu * (1.0 - open_))).to(a.dtype)
         d_up = (d * silu).to(a.dtype)
         tl.store(out_ptr + at, d_gate)
         tl.store(out_ptr + at + F, d_up)

@@ -33,7 +33,7 @@ from tunesmith.kernels.backend import ROW_MULTIPLE, padded_rank
 from tunesmith.kernels.cross_entropy import cross_entropy
 from tunesmith.kernels.dropout import site_key, step_key
 from tunesmith.kernels.lora import Gradient, Projection, project, project_backward
-from tunesmith.kernels.rms_norm import rms_norm_backward, rms_norm_project
+from tunesmith.kernels.rms_norm import Normed, rms_norm_backward, rms_norm_project
 from tunesmith.kernels.rope import rotate, rotate_backward
 from tunesmith.kernels.spread import Move, Spread
 from tunesmith.kernels.swiglu import swiglu_backward, swiglu_project
@@ -45,6 +45,11 @@ from tunesmith.spec.training import TrainingSettings
 
 _DECODER = "tunesmith_decoder"
 WIDTH_MULTIPLE = 64  # of a site's inner columns: products stay aligned
+# Products of a size that was not seen before are looked up and their kernel loaded, which takes tenths of a second:
+# what the last layer and the head go on with is rounded up, too, and batches of many tokens more than small ones.
+TAIL_MULTIPLE = 512
+LABELS_MULTIPLE = 256
+MANY_TOKENS = 4096
 
 
 def why_not(model: nn.Module, settings: TrainingSettings) -> str | None:
@@ -135,6 +140,10 @@ class Site:
     def back(self, dy_TO: Tensor, part: slice = slice(None)) -> Tensor:
         """[dx | du | .] (T, L)."""
         return dy_TO @ self.wide_OL[part]
+
+    def back_inner(self, dy_TO: Tensor) -> Tensor:
+        """du alone, (T, I): the first layer's input needs no gradient."""
+        return dy_TO @ self.wide_OL[:, self.features :]
 
     def split(self, wide_TL: Tensor) -> tuple[Tensor, Tensor]:
         return wide_TL[:, : self.features], wide_TL[:, self.features :]
@@ -311,16 +320,15 @@ class Decoder:
         return self.inputs(batch) if found is None else found[1]
 
     def inputs(self, batch: Batch) -> Inputs:
-        """Pad with a document of its own to a multiple of rows, find the tails, and move all to the device at once."""
+        """Pad with a document of its own to a multiple, find the tails, and move all to the device at once."""
         boundaries = batch.boundaries.astype(np.int64)
         real = int(boundaries[-1])
-        padding = -real % ROW_MULTIPLE
+        padding = -real % (ROW_MULTIPLE if real < MANY_TOKENS else 2 * ROW_MULTIPLE)
         if padding:
             boundaries = np.append(boundaries, real + padding)
         labels = np.append(batch.labels_T, np.full(padding, IGNORE_INDEX))
         labelled = np.flatnonzero(labels != IGNORE_INDEX)
-        # products of ever new sizes would each be looked up anew: rows without a label fill up a multiple
-        filling = np.zeros(-len(labelled) % ROW_MULTIPLE, np.int64)
+        filling = np.zeros(-len(labelled) % LABELS_MULTIPLE, np.int64)
         lengths = _tail_lengths(boundaries, labelled)
         queries = np.append(0, np.cumsum(lengths))
         tail = np.arange(queries[-1]) + np.repeat(boundaries[1:] - queries[1:], lengths)
@@ -375,7 +383,7 @@ class Decoder:
         kept: list[Any] = []
         for number, layer in enumerate(self.layers):
             before = (h_TD, delta_TD)
-            h_TD, delta_TD, saved = self._forward(layer, h_TD, delta_TD, inputs, dropout, is_last=number == last)
+            h_TD, delta_TD, saved = self.forward(layer, h_TD, delta_TD, inputs, dropout, is_last=number == last)
             kept.append(before if number < self.recomputed else saved)
             del saved, before
         normed = rms_norm_project(h_TD, delta_TD, self.norm_D, None, eps=self.eps, width=h_TD.shape[1])
@@ -390,7 +398,7 @@ class Decoder:
             is_last = number == last
             if number < self.recomputed:
                 h_TD, delta_TD = saved
-                _, _, saved = self._forward(self.layers[number], h_TD, delta_TD, inputs, dropout, is_last=is_last)
+                _, _, saved = self.forward(self.layers[number], h_TD, delta_TD, inputs, dropout, is_last=is_last)
             d_QD = self._backward(
                 self.layers[number], d_QD, saved, inputs, dropout, is_last=is_last, needs_dx=number > 0
             )
@@ -404,7 +412,7 @@ class Decoder:
         h_TD, delta_TD = self.embedding_VD[inputs.tokens_T], None
         for number, layer in enumerate(self.layers):
             is_last = number == len(self.layers) - 1
-            h_TD, delta_TD, _ = self._forward(layer, h_TD, delta_TD, inputs, OFF, is_last=is_last)
+            h_TD, delta_TD, _ = self.forward(layer, h_TD, delta_TD, inputs, OFF, is_last=is_last)
         normed = rms_norm_project(h_TD, delta_TD, self.norm_D, None, eps=self.eps, width=h_TD.shape[1])
         nll_N, is_right_N, _ = self._head(normed.wide_TL[inputs.labelled_N], inputs.labels_N, factor=None)
         count = len(inputs.positions_N)
@@ -430,7 +438,7 @@ class Decoder:
 
     # ---- one layer
 
-    def _forward(
+    def forward(
         self, layer: Layer, h_TD: Tensor, delta_TD: Tensor | None, inputs: Inputs, dropout: Dropout, *, is_last: bool
     ) -> tuple[Tensor, Tensor, Any]:
         """(residual, what is still to be added to it, what the backward pass needs)."""
@@ -448,41 +456,52 @@ class Decoder:
             q, kv = qkv[:, : self.q_size], qkv[:, self.q_size :]
             residual_QD, tail_places, documents = first.h_TK, places, inputs.documents
             q_cos, q_sin = cos, sin
-        before_norm = None
-        if layer.q_norm is None:
-            rotate(q, q, q_cos, q_sin, heads=self.heads)
-            rotate(kv, kv, cos, sin, heads=self.kv_heads)
-            keys = kv[:, : self.kv_size]
-        else:
-            before_norm = (q, kv)
-            q = torch.empty(q.shape, dtype=q.dtype, device=q.device)
-            keys = torch.empty(kv.shape[0], self.kv_size, dtype=q.dtype, device=q.device)
-            rotate(before_norm[0], q, q_cos, q_sin, heads=self.heads, weight_D=layer.q_norm, eps=self.eps)
-            rotate(kv, keys, cos, sin, heads=self.kv_heads, weight_D=layer.k_norm, eps=self.eps)
+        before_norm = None if layer.q_norm is None else (q, kv)
+        q, keys = self.rotated(layer, q, kv, (q_cos, q_sin), (cos, sin))
         q_QHD = q.view(-1, self.heads, self.head_dim)
         k_TGD = keys.view(-1, self.kv_heads, self.head_dim)
         v_TGD = kv[:, self.kv_size :].view(-1, self.kv_heads, self.head_dim)
         window = layer.window if layer.window is not None and layer.window < documents.longest else None
         out_QHD, lse_QH = attend(q_QHD, k_TGD, v_TGD, documents, scale=self.scale, window=window)
-        wide, inner_out = project(
-            out_QHD.reshape(-1, self.q_size), layer.out.projection(dropout, tail_places), width=layer.out.width
+        second, inner_out, gate_up, inner_down, delta = self.after_attention(
+            layer, residual_QD, out_QHD.reshape(-1, self.q_size), dropout, tail_places
         )
-        attended = layer.out.product(wide)
-        second = rms_norm_project(
-            residual_QD,
-            attended,
-            layer.second_norm,
-            layer.gate_up.projection(dropout, tail_places),
-            eps=self.eps,
-            width=layer.gate_up.width,
-        )
-        gate_up = layer.gate_up.product(second.wide_TL)
-        wide, inner_down = swiglu_project(gate_up, layer.down.projection(dropout, tail_places), width=layer.down.width)
         saved = (
             first.h_TK, first.rstd_T, first.inner_TI, before_norm, q_QHD, k_TGD, v_TGD, out_QHD, lse_QH, inner_out,
             second.h_TK, second.rstd_T, second.inner_TI, gate_up, inner_down, tail_places, window,
         )  # fmt: skip
-        return second.h_TK, layer.down.product(wide), saved
+        return second.h_TK, delta, saved
+
+    def rotated(
+        self, layer: Layer, q: Tensor, kv: Tensor, q_angles: tuple[Tensor, Tensor], angles: tuple[Tensor, Tensor]
+    ) -> tuple[Tensor, Tensor]:
+        """Queries and keys, normed where the model does that, and turned: in place where it does not."""
+        if layer.q_norm is None:
+            rotate(q, q, *q_angles, heads=self.heads)
+            rotate(kv, kv, *angles, heads=self.kv_heads)
+            return q, kv[:, : self.kv_size]
+        turned = torch.empty(q.shape, dtype=q.dtype, device=q.device)
+        keys = torch.empty(kv.shape[0], self.kv_size, dtype=q.dtype, device=q.device)
+        rotate(q, turned, *q_angles, heads=self.heads, weight_D=layer.q_norm, eps=self.eps)
+        rotate(kv, keys, *angles, heads=self.kv_heads, weight_D=layer.k_norm, eps=self.eps)
+        return turned, keys
+
+    def after_attention(
+        self, layer: Layer, residual_QD: Tensor, out_QX: Tensor, dropout: Dropout, places_Q: Tensor
+    ) -> tuple[Normed, Tensor, Tensor, Tensor, Tensor]:
+        """(second norm, inner values of o, gate and up, inner values of down, what is to be added to the residual)."""
+        wide, inner_out = project(out_QX, layer.out.projection(dropout, places_Q), width=layer.out.width)
+        second = rms_norm_project(
+            residual_QD,
+            layer.out.product(wide),
+            layer.second_norm,
+            layer.gate_up.projection(dropout, places_Q),
+            eps=self.eps,
+            width=layer.gate_up.width,
+        )
+        gate_up = layer.gate_up.product(second.wide_TL)
+        wide, inner_down = swiglu_project(gate_up, layer.down.projection(dropout, places_Q), width=layer.down.width)
+        return second, inner_out, gate_up, inner_down, layer.down.product(wide)
 
     def _backward(
         self,
@@ -547,9 +566,9 @@ class Decoder:
             residual = torch.zeros_like(h_TD).index_copy_(0, tail, d_QD)
         else:
             qkv.collect_b(d_qkv, inner_qkv)
-            wide = qkv.back(d_qkv)
+            wide = qkv.back(d_qkv) if needs_dx else qkv.back_inner(d_qkv)
             residual = d_QD
-        dx, du = qkv.split(wide)
+        dx, du = qkv.split(wide) if needs_dx or is_last else (None, wide)
         d_normed = project_backward(
             dx if needs_dx else None, du, h_TD, qkv.projection(dropout, inputs.places_T), qkv.a_gradients(),
             rstd_T=rstd_T, weight_K=layer.first_norm,
@@ -560,13 +579,16 @@ class Decoder:
 
 
 def _tail_lengths(boundaries: np.ndarray, labelled: np.ndarray) -> np.ndarray:
-    """Tokens of each document from its first label on (at least its last token), lengthened to a multiple of rows."""
+    """Tokens of each document from its first label on (at least its last token), lengthened to a multiple of rows.
+
+    Where that is more than there is, to all tokens.
+    """
     starts, ends = boundaries[:-1], boundaries[1:]
     found = np.searchsorted(labelled, starts)
     first = np.append(labelled, boundaries[-1])[found]
     lengths = ends - np.minimum(np.maximum(first, starts), ends - 1)
     room = (ends - starts) - lengths
-    missing = -int(lengths.sum()) % ROW_MULTIPLE
+    missing = -int(lengths.sum()) % TAIL_MULTIPLE
     for number in np.argsort(-room, kind="stable").tolist():
         if not missing:
             break

@@ -12,6 +12,7 @@ import os
 import re
 import stat
 from collections.abc import Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, cast
@@ -53,6 +54,7 @@ ORIGIN_KEYS = frozenset({"_name_or_path", "name_or_path", "base_model_name_or_pa
 _AGAIN = "Copy or download the model again."
 _HASH_CACHE = "file-hashes.json"
 _HASH_CACHED_FROM_BYTES = 8 * 1024 * 1024
+HASHED_AT_ONCE = 8  # shards of a large model; hashing a file is a core's work
 _Identity = tuple[int, int, int, int]
 
 
@@ -116,17 +118,22 @@ def read_folder(path: Path) -> ModelFolder:
 def digest_of(folder: ModelFolder, *, cache_folder: Path | None) -> str:
     """SHA-256 over the sorted names and hashes of the files that are loaded.
 
-    Hashes of large files are kept under `cache_folder` by path, size, time and inode (16 GB take 10 s and more). Raises
-    InputRefused (SOURCE_CHANGED) if a file is not the one that was checked.
+    Hashes of large files are kept under `cache_folder` by path, size, time and inode (16 GB take 10 s of a core and
+    more). Raises InputRefused (SOURCE_CHANGED) if a file is not the one that was checked.
     """
     cache = _HashCache(cache_folder)
     total = hashlib.sha256()
-    for name in sorted(folder.identities):
+    names = sorted(folder.identities)
+    known = {name: cache.get(folder.path / name, folder.identities[name]) for name in names}
+    unknown = [name for name in names if known[name] is None]
+    with ThreadPoolExecutor(HASHED_AT_ONCE) as pool:
+        found = dict(zip(unknown, pool.map(lambda name: _hash(folder.path / name), unknown), strict=True))
+    for name in names:
         path = folder.path / name
         identity = folder.identities[name]
-        value = cache.get(path, identity)
+        value = known[name]
         if value is None:
-            value = _hash(path)
+            value = found[name]
             cache.put(path, identity, value)
         if _identity(path) != identity:
             raise InputRefused("SOURCE_CHANGED", f"{name} changed while it was read.", field=name, hint="Try again.")

@@ -1,8 +1,8 @@
 """Generation with a key-value cache: whole greedy answers to a few prompts, or one answer token by token.
 
 `greedy` (samples, the verdict's exact match) runs left-padded batches, with whatever adapter the model carries at that
-moment; finished answers leave the batch. `Decoding` is one answer whose tokens somebody else chooses, one at a time;
-`deploy/` serves by it. In come token ids of rendered prompts.
+moment; finished answers leave the batch. A model with a decoder (the fast path) answers by that. `Decoding` is one
+answer whose tokens somebody else chooses, one at a time; `deploy/` serves by it. In come token ids of rendered prompts.
 
 Dimensions: B prompts of a batch, L longest prompt, V vocabulary.
 """
@@ -14,6 +14,10 @@ from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
+
+from tunesmith.models.decoder import decoder_of
+from tunesmith.models.decoder_answers import batches_of, greedy_batch
+from tunesmith.models.lora import is_enabled
 
 BATCH_TOKENS = 16_384  # prompt and answer places of one batch; bounds the cache
 PREFILL_TOKENS = 1_024  # of a long prompt in one forward; bounds its attention mask
@@ -30,6 +34,15 @@ def greedy(
     if any(not prompt for prompt in prompts):
         raise ValueError("a prompt needs at least one token")
     answers: list[list[int]] = [[] for _ in prompts]
+    if (decoder := decoder_of(model)) is not None:
+        decoder.refresh(is_enabled=is_enabled(model))
+        for batch in batches_of(prompts, max_new_tokens=max_new_tokens):
+            found = greedy_batch(
+                decoder, [prompts[index] for index in batch], max_new_tokens=max_new_tokens, end_ids=frozenset(end_ids)
+            )
+            for index, answer in zip(batch, found, strict=True):
+                answers[index] = answer
+        return answers
     by_length = sorted(range(len(prompts)), key=lambda index: -len(prompts[index]))
     while by_length:
         places = len(prompts[by_length[0]]) + max_new_tokens

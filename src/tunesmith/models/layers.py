@@ -13,15 +13,16 @@ from contextlib import AbstractContextManager, nullcontext
 from typing import Any, cast
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from tunesmith.models.attention import current_packing, hide_buckets_from_compiler, packed
 from tunesmith.models.packing import Packing
 
-# Graphs of one layer's code: with and without a gradient into the layer (the first needs none), and without gradients
-# with the adapter and for the base, with room for what a model's own layers differ in.
+# Graphs of one layer's code: with gradients, and without them with the adapter and for the base, with room for what a
+# model's own layers differ in.
 RECOMPILE_LIMIT = 16
+_INPUT_HOOK = "tunesmith_input_hook"
 _COMPILER_MODULES = ("torch._dynamo", "torch._inductor", "torch._functorch", "triton")
 
 
@@ -84,9 +85,23 @@ def compile_layers(model: nn.Module, *, backend: str = "inductor") -> None:
     for layer in decoder_layers(model):
         run = _run_of(layer)
         run.compiled = torch.compile(run._plain, dynamic=True, backend=backend)
+    if _INPUT_HOOK not in model.__dict__:
+        embedding: nn.Module = cast(Any, model).get_input_embeddings()
+        model.__dict__[_INPUT_HOOK] = embedding.register_forward_hook(_ask_for_gradient)
+
+
+def _ask_for_gradient(embedding: nn.Module, inputs: Any, hidden: Tensor) -> None:
+    """The first layer's input needs no gradient. With one asked for, its graph is the one of all other layers, whose
+    compilation takes 6 s (H200), for 0.2 % of a step's products.
+    """
+    if torch.is_grad_enabled() and current_packing() is not None:
+        hidden.requires_grad_()
 
 
 def uncompile_layers(model: nn.Module) -> None:
+    hook = model.__dict__.pop(_INPUT_HOOK, None)
+    if hook is not None:
+        hook.remove()
     for layer in decoder_layers(model):
         _run_of(layer).compiled = None
 

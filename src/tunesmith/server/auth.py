@@ -19,7 +19,7 @@ import sqlalchemy as sa
 from tunesmith.catalog import tokens
 from tunesmith.catalog.clock import now
 from tunesmith.errors import NotPermitted
-from tunesmith.files import fsync_folder
+from tunesmith.files import fsync_folder, temporary_beside
 from tunesmith.jobs.home import Home
 from tunesmith.spec.access import ANY
 from tunesmith.spec.catalog import DEFAULT_PROJECT, LOCAL_USER, TokenRole
@@ -239,7 +239,7 @@ def ensure_home_token(home: Home, database: Database) -> None:
 
 def _write_private(path: Path, text: str) -> None:
     """Whole or not at all, and never readable by others, not for a moment."""
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    temporary = temporary_beside(path)
     handle = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o600)
     with os.fdopen(handle, "w", encoding="ascii") as file:
         file.write(text)

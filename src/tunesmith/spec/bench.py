@@ -35,8 +35,8 @@ SHAPES: dict[str, ModelShape] = {
         head_dim=64, vocabulary_size=128256, tied_embeddings=True, rows_per_forward=2, forwards_per_step=1,
     ),
     "tiny": ModelShape(
-        hidden_size=64, intermediate_size=160, num_layers=2, num_attention_heads=4, num_key_value_heads=2,
-        head_dim=16, vocabulary_size=2048, tied_embeddings=True, rows_per_forward=1, forwards_per_step=2,
+        hidden_size=64, intermediate_size=160, num_layers=2, num_attention_heads=2, num_key_value_heads=1,
+        head_dim=32, vocabulary_size=2048, tied_embeddings=True, rows_per_forward=1, forwards_per_step=2,
     ),
 }  # fmt: skip
 ROW_TOKENS = {"cuda": 8192, "cpu": 1024}

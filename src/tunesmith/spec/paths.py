@@ -15,7 +15,7 @@ FAST_ROPE_KINDS = ("default", "linear", "llama3", "yarn")
 FAST_ADAPTERS = ("lora", "rslora")
 FAST_LARGEST_RANK = 128
 SIZE_MULTIPLE = 16  # of hidden and intermediate size: the smallest side of a matrix unit's tile
-HEAD_SIZES = (16, 32, 64, 128, 256)
+HEAD_SIZES = (32, 64, 128)
 
 
 def why_not_fast(facts: ModelFacts, settings: TrainingSettings, *, device: str, has_triton: bool = True) -> str | None:

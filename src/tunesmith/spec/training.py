@@ -47,7 +47,7 @@ class TrainingSettings(Spec):
     epochs: int = Field(3, ge=1, le=1000, description="Passes over the training rows; whole.")
     learning_rate: float = Field(2e-4, ge=1e-12, le=1, description="Peak rate of AdamW.")
     learning_rate_schedule: Literal["cosine", "linear"] = Field(
-        "cosine", description="Shape of the decay after warm-up, down to 10 % of the peak."
+        "cosine", description="Shape of the decay after warm-up, down to 10% of the peak."
     )
     weight_decay: float = Field(0.0, ge=0, le=1, description="Decoupled weight decay of AdamW.")
     max_gradient_norm: float = Field(1.0, gt=0, le=1e6, description="Gradients are scaled down to this norm.")

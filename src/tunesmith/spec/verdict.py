@@ -20,7 +20,7 @@ class Outcome(StrEnum):
 
 
 class PairedScore(Spec):
-    """One score of base and tuned on the same rows; `interval` is the 95 % bootstrap interval of the difference."""
+    """One score of base and tuned on the same rows; `interval` is the 95% bootstrap interval of the difference."""
 
     base: float
     tuned: float
@@ -37,7 +37,7 @@ class Verdict(Spec):
     tuned_loss: float | None
     difference: float | None = Field(description="tuned loss - base loss, in nats a token; below 0 is better.")
     interval: tuple[float, float] | None = Field(
-        description="95 % bootstrap interval of `difference`, rows resampled in pairs."
+        description="95% bootstrap interval of `difference`, rows resampled in pairs."
     )
     token_accuracy: PairedScore | None = None
     exact_match: PairedScore | None = Field(

@@ -13,10 +13,11 @@ import numpy as np
 import torch
 from torch import nn
 
-from tunesmith.data.batch import evaluation_batches
+from tunesmith.data.batch import Batch, evaluation_batches
 from tunesmith.data.prepare import ExampleSet
 from tunesmith.models.decoder import decoder_of
 from tunesmith.models.lora import clear_dropout_position, is_enabled
+from tunesmith.models.loss import HeadLoss
 from tunesmith.spec.metrics import SplitMetrics
 from tunesmith.spec.training import sampled_rows
 from tunesmith.train.step import forward_scores
@@ -69,8 +70,14 @@ def score_rows(
     clear_dropout_position(model)
     if (decoder := decoder_of(model)) is not None:
         decoder.refresh(is_enabled=is_enabled(model))
-    for batch in evaluation_batches(examples, rows, max_tokens=max_tokens):
-        scores = forward_scores(model, batch, device=device)
+    waiting: tuple[Batch, HeadLoss] | None = None
+    for upcoming in (*evaluation_batches(examples, rows, max_tokens=max_tokens), None):
+        # a batch is handed to the device before the one ahead of it is waited for
+        launched = None if upcoming is None else (upcoming, forward_scores(model, upcoming, device=device))
+        found, waiting = waiting, launched
+        if found is None:
+            continue
+        batch, scores = found
         nll_N = scores.nll_N.double().cpu().numpy()
         right_N = scores.is_right_N.cpu().numpy()
         document_N = np.searchsorted(batch.boundaries, scores.positions_N.cpu().numpy(), side="right") - 1

@@ -100,4 +100,4 @@ def words_of(event: Event) -> str:
 
 
 def _scores(scores: SplitMetrics) -> str:
-    return f"loss {scores.loss:.4f}, token accuracy {100 * scores.token_accuracy:.1f} %"
+    return f"loss {scores.loss:.4f}, token accuracy {100 * scores.token_accuracy:.1f}%"

@@ -14,6 +14,7 @@ import torch
 from torch import nn
 
 from tunesmith.data.prepare import ExampleSet, Prepared
+from tunesmith.models.decoder import decoder_of
 from tunesmith.models.generate import greedy
 from tunesmith.models.lora import clear_dropout_position, disabled, lora_modules
 from tunesmith.models.skeleton import for_generation
@@ -27,9 +28,12 @@ from tunesmith.train.verdict import dead_adapter, judge, not_measured
 GENERATED_ROWS = 64
 NUM_SAMPLES = 3
 MAXIMUM_NEW_TOKENS = 256
-# Weights passed by a token a second. CPU: 64 answers of 60 tokens by the bundled model took 3.7 s of one core.
+# Weights passed by a token a second: 64 answers of 60 tokens by the bundled model took 3.7 s of one core.
 CPU_VALUES_PER_SECOND = 3e9
-GPU_VALUES_PER_SECOND = 4e11
+# Of a batch on a GPU: weights read a second in bf16, and the time that a layer's launches take.
+GPU_VALUES_PER_SECOND = 1e12
+GPU_SECONDS_PER_LAYER = 3e-3
+GPU_SECONDS_PER_FAST_LAYER = 5e-4
 CHEAP_SECONDS = 20.0
 
 Score = Callable[[ExampleSet, np.ndarray, str], RowScores]
@@ -104,9 +108,8 @@ def _generate(
     """Answers for a seeded choice of rows, as many as are cheap; the note says why there is no exact match."""
     generator = np.random.Generator(np.random.Philox(key=[job.settings.seed, 0x6E6E]))
     shuffled = generator.permutation(len(examples))[:GENERATED_ROWS]
-    rate = CPU_VALUES_PER_SECOND if job.device == "cpu" else GPU_VALUES_PER_SECOND
-    new_tokens = np.minimum(MAXIMUM_NEW_TOKENS, np.asarray(examples.num_learned)[shuffled] + 8)
-    seconds = np.cumsum(2 * new_tokens * job.base.parameters / rate)
+    new_tokens = np.minimum(MAXIMUM_NEW_TOKENS, np.asarray(examples.num_learned, np.int64)[shuffled] + 8)
+    seconds = seconds_of(new_tokens, job=job, is_fast=decoder_of(model) is not None)
     count = int(np.searchsorted(seconds, CHEAP_SECONDS, side="right"))
     if count < min(NUM_SAMPLES, len(shuffled)):
         return None, f"Greedy answers were not generated: about {seconds[-1]:.0f} s on this machine."
@@ -116,7 +119,7 @@ def _generate(
     expected = [examples.answer_tokens(int(row)) for row in rows]
     ends = prepared.end_token_ids
     try:
-        speaking = for_generation(model)
+        speaking = model if decoder_of(model) is not None else for_generation(model)
         with disabled(model):
             base = greedy(speaking, prompts, max_new_tokens=longest, end_ids=ends)
         check_stop()
@@ -135,6 +138,19 @@ def _generate(
     if count < min(MINIMUM_ROWS, len(shuffled)):
         return answers, f"Exact match was not measured: answers to more than {count} rows take too long here."
     return answers, None
+
+
+def seconds_of(new_tokens_R: np.ndarray, *, job: JobFile, is_fast: bool) -> np.ndarray:
+    """About how long the answers of base and tuned model take, for the first row, the first two, and so on.
+
+    A CPU computes for each token of each row. A GPU reads the weights and launches the kernels of each layer once a
+    token, for all rows together, and is done with the longest.
+    """
+    if job.device == "cpu":
+        return np.cumsum(2.0 * new_tokens_R.astype(float) * job.base.parameters / CPU_VALUES_PER_SECOND)
+    layers = GPU_SECONDS_PER_FAST_LAYER if is_fast else GPU_SECONDS_PER_LAYER
+    token = job.base.num_layers * layers + job.base.parameters / GPU_VALUES_PER_SECOND
+    return 2.0 * np.maximum.accumulate(new_tokens_R) * token
 
 
 def _samples(examples: ExampleSet, answers: Answers) -> list[Sample]:

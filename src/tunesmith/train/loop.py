@@ -6,6 +6,7 @@ killed at any line; started again it goes on from the newest whole checkpoint, o
 
 from __future__ import annotations
 
+import contextlib
 import gc
 import math
 import os
@@ -24,7 +25,7 @@ from torch import nn
 from tunesmith.data.batch import Batch, num_steps, rows_of_step, step_batches
 from tunesmith.data.pack import pack
 from tunesmith.data.prepare import ExampleSet, Prepared, prepare
-from tunesmith.errors import InputRefused, JobFailed
+from tunesmith.errors import InputRefused, JobFailed, MachineCannot
 from tunesmith.models.adapter_file import load_adapter
 from tunesmith.models.base import load_base
 from tunesmith.models.decoder import decoder_of
@@ -69,6 +70,7 @@ from tunesmith.train.step import StepOutcome, train_step
 from tunesmith.versions import numeric_versions
 
 CHECKPOINT_SECONDS = 600.0
+BASE_KEPT_SECONDS = 10.0  # a shorter evaluation of the base is repeated sooner than a whole state is written
 PROGRESS_SECONDS = 0.5  # a phase reports its progress at most this often
 EVALUATION_TOKENS = {"cpu": 4096, "cuda": 32768}  # tokens of one forward pass without gradients
 MAXIMUM_SKIPPED_STEPS = 1
@@ -177,6 +179,10 @@ class Run:
             self._train()
         except Stopped:
             self.checkpoint()
+            raise
+        except MachineCannot:
+            with contextlib.suppress(OSError, RuntimeError, MachineCannot):  # where it can still be written
+                self.checkpoint()
             raise
         self._finish()
 
@@ -465,6 +471,7 @@ class Run:
 
     def _end_epoch(self, epoch: int) -> None:
         """Evaluate, tell, keep the best, checkpoint."""
+        started = time.monotonic()
         self.phase("evaluating", "the base model" if epoch == 0 else f"after epoch {epoch}")
         if epoch == 0:
             with disabled(self.model):
@@ -485,7 +492,8 @@ class Run:
         )
         self.log.append(EpochEvent(time=now(), epoch=epoch, training=metrics.training, validation=metrics.validation))
         self._notice_overfitting()
-        self.checkpoint()
+        if epoch > 0 or time.monotonic() - started >= BASE_KEPT_SECONDS:
+            self.checkpoint()
 
     def _evaluate(self, epoch: int) -> EpochMetrics:
         validation = self.prepared.validation

@@ -21,7 +21,7 @@ END_TOKEN_LEARNED = 0.9  # share of rows whose end token is predicted; below it,
 def paired_interval(
     base_R: np.ndarray, tuned_R: np.ndarray, *, weights_R: np.ndarray, seed: int
 ) -> tuple[float, float, float, tuple[float, float]]:
-    """Ratio of sums for base and tuned, their difference (tuned - base), and its 95 % interval.
+    """Ratio of sums for base and tuned, their difference (tuned - base), and its 95% interval.
 
     base_R, tuned_R: sums of each row; weights_R: what they are divided by (tokens, or ones).
     """
@@ -105,7 +105,7 @@ def judge(
         outcome = Outcome.NO_IMPROVEMENT
     reasons = [
         f"Loss {base_loss:.4f} -> {tuned_loss:.4f} nats a token on {rows} {measured_on} rows "
-        f"(difference {difference:+.4f}, 95 % interval {interval[0]:+.4f} to {interval[1]:+.4f}).",
+        f"(difference {difference:+.4f}, 95% interval {interval[0]:+.4f} to {interval[1]:+.4f}).",
         f"Token accuracy {accuracy.base:.1%} -> {accuracy.tuned:.1%} "
         f"(interval {accuracy.interval[0]:+.1%} to {accuracy.interval[1]:+.1%}).",
     ]

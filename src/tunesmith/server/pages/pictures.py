@@ -176,7 +176,7 @@ def interval_picture(verdict: Verdict | None) -> Markup:
     def at(value: float) -> float:
         return edge + (width - 2 * edge) * (value + reach) / (2 * reach)
 
-    label = f"Difference {verdict.difference:+.4f}, with 95 % between {low:+.4f} and {high:+.4f}"
+    label = f"Difference {verdict.difference:+.4f}, with 95% between {low:+.4f} and {high:+.4f}"
     return Markup(
         '<svg class="interval" viewBox="0 0 {0} {1}" role="img" aria-label="{2}">'
         '<line class="axis-line" x1="{3}" x2="{4}" y1="18" y2="18"/>'

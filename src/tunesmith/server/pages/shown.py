@@ -72,7 +72,7 @@ def short(value: float | None) -> str:
 
 
 def percent(share: float | None) -> str:
-    return MISSING if share is None else f"{100 * share:.1f} %"
+    return MISSING if share is None else f"{100 * share:.1f}%"
 
 
 def loss(value: float | None) -> str:

@@ -3,8 +3,8 @@
 
 const formats = {
   loss: (value) => value.toFixed(4),
-  percent: (value) => `${(100 * value).toFixed(1)} %`,
-  share: (value) => `${Number((100 * value).toFixed(1))} %`,
+  percent: (value) => `${(100 * value).toFixed(1)}%`,
+  share: (value) => `${Number((100 * value).toFixed(1))}%`,
   rate: (value) => (value === 0 ? "0" : Number(value.toPrecision(3)).toString()),
   short: (value) => {
     for (const [limit, unit] of [[1e9, "B"], [1e6, "M"], [1e3, "k"]]) if (Math.abs(value) >= limit) return Number((value / limit).toPrecision(3)) + unit;

@@ -21,7 +21,7 @@ export function takeFiles(within, { columns, added }) {
     request.setRequestHeader("X-CSRF-Token", csrf());
     request.upload.addEventListener("progress", (event) => {
       bar.value = event.loaded / event.total;
-      share.textContent = `${Math.floor((100 * event.loaded) / event.total)} %`;
+      share.textContent = `${Math.floor((100 * event.loaded) / event.total)}%`;
       if (event.loaded === event.total) say("checking", file.name);
     });
     request.addEventListener("error", () => refused(uploading.dataset.failed, "", null));
