@@ -13,6 +13,7 @@ from tunesmith.cli.app import COMMANDS, OF_NO_PROJECT, LazyCommands
 from tunesmith.jobs.state import State
 from tunesmith.spec.requests import FinetuneRequest
 
+pytestmark = pytest.mark.slow  # whole commands over whole servers
 Tunesmith = Callable[..., Done]
 
 

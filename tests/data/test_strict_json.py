@@ -71,6 +71,7 @@ def _depth(value: Any) -> int:
 
 
 @COMMON
+@pytest.mark.slow  # hundreds of made-up files
 @given(JSON, st.booleans(), st.sampled_from([None, 2]))
 def test_any_value_is_read_back(value: Any, ascii_only: bool, indent: int | None) -> None:
     assert parse_strict(json.dumps(value, ensure_ascii=ascii_only, indent=indent)) == value
@@ -109,6 +110,7 @@ def test_column_of_finds_values_and_keys() -> None:
 
 
 @COMMON
+@pytest.mark.slow  # hundreds of made-up files
 @given(st.lists(st.tuples(TEXT, FULL_TEXT), min_size=1, max_size=6), st.booleans(), st.sampled_from(["\n", "\r\n"]))
 def test_any_text_survives_the_way_through_a_file(
     tmp_path: Path, pairs: list[tuple[str, str]], ascii_only: bool, end: str
@@ -127,6 +129,7 @@ def test_any_text_survives_the_way_through_a_file(
 
 
 @COMMON
+@pytest.mark.slow  # hundreds of made-up files
 @given(st.lists(st.tuples(TEXT, FULL_TEXT), min_size=1, max_size=6), st.sampled_from(["\n", "\r\n"]))
 def test_csv_reads_what_the_csv_module_writes(tmp_path: Path, pairs: list[tuple[str, str]], end: str) -> None:
     text = io.StringIO(newline="")
@@ -159,6 +162,7 @@ CHANGES = st.lists(
 
 
 @settings(COMMON, max_examples=400)
+@pytest.mark.slow  # hundreds of made-up files
 @given(CHANGES)
 def test_damaged_files_give_rows_or_findings_as_the_judge_says(
     tmp_path: Path, changes: list[tuple[int, int, int]]

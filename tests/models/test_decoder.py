@@ -29,6 +29,7 @@ from tunesmith.models.loss import HeadLoss
 from tunesmith.spec.training import TrainingSettings
 from tunesmith.train.step import forward_scores
 
+pytestmark = pytest.mark.slow  # six architectures, forward and backward, on references made for being read
 CPU = torch.device("cpu")
 SIZES = {"hidden_size": 64, "num_attention_heads": 2, "num_key_value_heads": 1, "head_dim": 32}
 CASES: dict[str, tuple[str, dict[str, Any]]] = {

@@ -31,6 +31,7 @@ from tunesmith.server.service import Service
 from tunesmith.spec.artifacts import Manifest, ManifestFile
 from tunesmith.spec.catalog import VersionState
 
+pytestmark = pytest.mark.slow  # every route and every page, one after the other
 SECRET = "unmistakable-words-of-the-desk"
 
 
