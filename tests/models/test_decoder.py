@@ -163,6 +163,31 @@ def test_loss_and_gradients_equal_the_generic_path(load: Callable[..., Any], cas
 
 
 @pytest.mark.parametrize("case", CASES)
+def test_a_last_layer_that_goes_on_with_the_tails_alone_computes_the_same(load: Callable[..., Any], case: str) -> None:
+    """Documents long enough that most of their tokens carry no label and come before one that does."""
+    name, changes = CASES[case]
+    settings = TrainingSettings(lora_rank=4, lora_dropout=0.0)
+    model, _ = load(name, **changes)
+    inject(model, settings=settings)
+    trained(model)
+    given = batch([400, 41, 300, 170])
+    scores = forward_scores(model, given, device=CPU)
+    (scores.loss_sum / 70).backward()
+    wanted = gradients(model)
+    decoder = Decoder(model, settings=settings)
+    inputs = decoder.inputs(given)
+    assert len(inputs.tail_Q) < 0.7 * len(inputs.tokens_T)
+    assert float(decoder.train(given, seed=0, step=1, divisor=70)) == pytest.approx(
+        float(scores.loss_sum.detach()), rel=1e-5
+    )
+    found = gradients(model)
+    for key, gradient in wanted.items():
+        assert off(found[key], gradient) < 2e-5, key
+    with torch.no_grad():
+        assert off(decoder.scores(given).nll_N, scores.nll_N.detach()) < 1e-5
+
+
+@pytest.mark.parametrize("case", CASES)
 def test_scores_equal_the_generic_path_with_and_without_adapter(load: Callable[..., Any], case: str) -> None:
     name, changes = CASES[case]
     settings = TrainingSettings(lora_rank=4)
