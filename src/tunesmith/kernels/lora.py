@@ -19,13 +19,15 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from tunesmith.kernels.backend import Launch, fitting, jit, odd_keys, runs_triton, site_hash, tl, triton
+from tunesmith.kernels.backend import Launch, fitting, jit, odd_keys, pinned, runs_triton, site_hash, tl, triton
 from tunesmith.kernels.dropout import site_bits, site_keep_rate, site_mask, site_threshold
 
 # H200, 8,192 tokens of 4,096 and 2,048 features, rank 32 (benchmarks/bench_kernels.py)
-FORWARD = Launch(rows=32, columns=256, warps=4, stages=3)
-BACKWARD = Launch(rows=64, columns=64, warps=4, stages=2)
-BACKWARD_OF_ONE = Launch(rows=128, columns=32, warps=4, stages=2, registers=128)  # projection
+FORWARD = Launch(rows=64, columns=64, warps=4, stages=3)
+GATHER = Launch(rows=16, columns=64, warps=4, stages=1)
+BACKWARD = Launch(rows=64, columns=64, warps=4, stages=3)
+BACKWARD_OF_ONE = Launch(rows=64, columns=64, warps=4, stages=3, registers=128)  # projection
+FEATURE_SPLITS = 2  # of a token's features in the forward pass; 1 and 4 are slower
 SPLITS = 8  # of the tokens in the backward pass: enough programs for 132 multiprocessors; 4 and 16 are slower
 
 
@@ -87,26 +89,55 @@ def project_reference(x_TK: Tensor, projection: Projection) -> Tensor:
     return torch.cat(u, 1)
 
 
-def project(x_TK: Tensor, projection: Projection, *, width: int, launch: Launch = FORWARD) -> tuple[Tensor, Tensor]:
-    """([x | u | 0] of `width` columns, u alone)."""
-    T, K = x_TK.shape
+def project(
+    source_TK: Tensor,
+    projection: Projection,
+    *,
+    width: int,
+    rstd_T: Tensor | None = None,
+    weight_K: Tensor | None = None,
+    launch: Launch | None = None,
+) -> tuple[Tensor, Tensor]:
+    """([x | u | 0] of `width` columns, u alone). source_TK: x, or h where rstd and the norm's weight are given."""
+    T, K = source_TK.shape
     inner = projection.count * projection.rank
-    wide_TL = torch.empty(T, width, dtype=x_TK.dtype, device=x_TK.device)
-    inner_TI = torch.empty(T, inner, dtype=x_TK.dtype, device=x_TK.device)
-    if not runs_triton(x_TK):
-        inner_TI.copy_(project_reference(x_TK, projection))
+    wide_TL = torch.empty(T, width, dtype=source_TK.dtype, device=source_TK.device)
+    inner_TI = torch.empty(T, inner, dtype=source_TK.dtype, device=source_TK.device)
+    if not runs_triton(source_TK):
+        x_TK = _source(source_TK, rstd_T, weight_K)
+        if projection.count:
+            inner_TI.copy_(project_reference(x_TK, projection))
         wide_TL[:, :K] = x_TK
         wide_TL[:, K : K + inner] = inner_TI
         wide_TL[:, K + inner :] = 0
         return wide_TL, inner_TI
-    launch = fitting(launch, columns=K)
-    _forward[(T // launch.rows,)](
-        x_TK, wide_TL, inner_TI, projection.a_IK, projection.places_T, projection.step, projection.site,
-        projection.scale,
-        LDS=x_TK.stride(0), K=K, LDX=width, G=projection.count, R=projection.rank, BITS=projection.bits,
-        THRESHOLD=projection.threshold, BM=launch.rows, BK=launch.columns, PAD=width - K - inner, **launch.options(),
+    launch = fitting(launch or FORWARD, columns=K)
+    splits, per_split = _split_features(K, columns=launch.columns)
+    parts_STI = torch.empty(splits, T, inner, dtype=torch.float32, device=source_TK.device)
+    _forward[(T // launch.rows, splits)](
+        source_TK, source_TK if rstd_T is None else rstd_T, source_TK if weight_K is None else weight_K, wide_TL,
+        parts_STI, projection.a_IK, projection.places_T, projection.step, projection.site, T,
+        LDS=source_TK.stride(0), K=K, KS=per_split, LDX=width, G=projection.count, R=projection.rank,
+        BITS=projection.bits, THRESHOLD=projection.threshold, HAS_NORM=rstd_T is not None, BM=launch.rows,
+        BK=launch.columns, **launch.options(),
+    )  # fmt: skip
+    _gather[(T // GATHER.rows,)](
+        parts_STI, wide_TL, inner_TI, projection.scale, T,
+        K=K, LDX=width, INNER=inner, S=splits, BM=GATHER.rows, BI=GATHER.columns, **GATHER.options(),
     )  # fmt: skip
     return wide_TL, inner_TI
+
+
+def _split_features(features: int, *, columns: int) -> tuple[int, int]:
+    """(splits, features of each), in whole tiles of `columns`."""
+    splits = next(count for count in (FEATURE_SPLITS, 1) if features % (count * columns) == 0)
+    return splits, features // splits
+
+
+def _source(source_TK: Tensor, rstd_T: Tensor | None, weight_K: Tensor | None) -> Tensor:
+    if rstd_T is None or weight_K is None:
+        return source_TK
+    return (source_TK.float() * rstd_T[:, None] * weight_K.float()).to(source_TK.dtype)
 
 
 def project_backward_reference(
@@ -118,9 +149,7 @@ def project_backward_reference(
     rstd_T: Tensor | None = None,
     weight_K: Tensor | None = None,
 ) -> tuple[Tensor | None, Tensor]:
-    x_TK = source_TK
-    if rstd_T is not None and weight_K is not None:
-        x_TK = (source_TK.float() * rstd_T[:, None] * weight_K.float()).to(source_TK.dtype)
+    x_TK = _source(source_TK, rstd_T, weight_K)
     da: list[Tensor] = []
     through_TK: Tensor | None = None
     for index in range(projection.count):
@@ -185,10 +214,10 @@ def project_backward(
     return out_TK
 
 
-def split_tokens(tokens: int, *, rows: int) -> tuple[int, int]:
+def split_tokens(tokens: int, *, rows: int, splits: int = SPLITS) -> tuple[int, int]:
     """(splits, tokens of each but the last, which may be shorter), in whole tiles of `rows`."""
     tiles = tokens // rows
-    per_split = -(-tiles // SPLITS)
+    per_split = -(-tiles // splits)
     return -(-tiles // per_split), per_split * rows
 
 
@@ -214,32 +243,40 @@ def add_parts(parts_SIK: Tensor, gradients: Sequence[Gradient | None], *, rank: 
     )  # fmt: skip
 
 
-@jit(do_not_specialize=["step", "site"])
+@jit(do_not_specialize=["step", "site", "tokens"])
 def _forward(
-    x_ptr, wide_ptr, inner_ptr, a_ptr, places_ptr, step, site, scale,
-    LDS: tl.constexpr, K: tl.constexpr, LDX: tl.constexpr, G: tl.constexpr, R: tl.constexpr, BITS: tl.constexpr,
-    THRESHOLD: tl.constexpr, BM: tl.constexpr, BK: tl.constexpr, PAD: tl.constexpr,
+    source_ptr, rstd_ptr, weight_ptr, wide_ptr, parts_ptr, a_ptr, places_ptr, step, site, tokens,
+    LDS: tl.constexpr, K: tl.constexpr, KS: tl.constexpr, LDX: tl.constexpr, G: tl.constexpr, R: tl.constexpr,
+    BITS: tl.constexpr, THRESHOLD: tl.constexpr, HAS_NORM: tl.constexpr, BM: tl.constexpr, BK: tl.constexpr,
 ):  # fmt: skip
+    """One program: BM tokens, KS features."""
     first = tl.program_id(0).to(tl.int64) * BM
+    begin = tl.program_id(1) * KS
     rows = tl.arange(0, BM)
-    x_ptr += first * LDS
+    source_ptr += first * LDS
     wide_ptr += first * LDX
+    if HAS_NORM:
+        rstd = tl.load(rstd_ptr + first + rows)
     if THRESHOLD > 0:
         keys = odd_keys(tl.load(places_ptr + first + rows), step)
     inner = tl.arange(0, R)
     u0 = tl.zeros((BM, R), tl.float32)
     u1 = tl.zeros((BM, R), tl.float32)
     u2 = tl.zeros((BM, R), tl.float32)
-    for k in range(0, K, BK):
+    for k in range(begin, begin + KS, BK):
         columns = k + tl.arange(0, BK)
-        x = tl.load(x_ptr + rows[:, None] * LDS + columns[None, :])
+        x = tl.load(source_ptr + rows[:, None] * LDS + columns[None, :])
+        if HAS_NORM:
+            weight = tl.load(weight_ptr + columns).to(tl.float32)
+            x = (x.to(tl.float32) * rstd[:, None] * weight[None, :]).to(x.dtype)
         tl.store(wide_ptr + rows[:, None] * LDX + columns[None, :], x)
-        a = a_ptr + inner[None, :] * K + columns[:, None]
-        kept = x
-        if THRESHOLD > 0:
-            bits = site_hash(keys, odd_keys(columns, site))
-            kept = tl.where(bits >= THRESHOLD, x, 0.0)
-        u0 = tl.dot(kept, tl.load(a), u0, input_precision="ieee")
+        if G > 0:
+            a = a_ptr + inner[None, :] * K + columns[:, None]
+            kept = x
+            if THRESHOLD > 0:
+                bits = site_hash(keys, odd_keys(columns, site))
+                kept = tl.where(bits >= THRESHOLD, x, 0.0)
+            u0 = tl.dot(kept, tl.load(a), u0, input_precision="ieee")
         if G > 1:
             if THRESHOLD > 0:
                 kept = tl.where((bits << BITS) >= THRESHOLD, x, 0.0)
@@ -248,20 +285,31 @@ def _forward(
             if THRESHOLD > 0:
                 kept = tl.where((bits << (2 * BITS)) >= THRESHOLD, x, 0.0)
             u2 = tl.dot(kept, tl.load(a + 2 * R * K), u2, input_precision="ieee")
-    wide = wide_ptr + rows[:, None] * LDX + K + inner[None, :]
-    alone = inner_ptr + (first + rows[:, None]) * (G * R) + inner[None, :]
-    tl.store(wide, u0 * scale)
-    tl.store(alone, u0 * scale)
+    part = parts_ptr + (tl.program_id(1) * tokens.to(tl.int64) + first + rows[:, None]) * (G * R) + inner[None, :]
+    if G > 0:
+        tl.store(part, u0)
     if G > 1:
-        tl.store(wide + R, u1 * scale)
-        tl.store(alone + R, u1 * scale)
+        tl.store(part + R, u1)
     if G > 2:
-        tl.store(wide + 2 * R, u2 * scale)
-        tl.store(alone + 2 * R, u2 * scale)
-    for k in range(0, PAD, 16):
-        at = k + tl.arange(0, 16)
-        place = wide_ptr + rows[:, None] * LDX + K + G * R + at[None, :]
-        tl.store(place, tl.zeros((BM, 16), tl.float32), mask=(at < PAD)[None, :])
+        tl.store(part + 2 * R, u2)
+
+
+@jit(do_not_specialize=["tokens"])
+def _gather(
+    parts_ptr, wide_ptr, inner_ptr, scale, tokens,
+    K: tl.constexpr, LDX: tl.constexpr, INNER: tl.constexpr, S: tl.constexpr, BM: tl.constexpr, BI: tl.constexpr,
+):  # fmt: skip
+    """The inner values, summed over the splits, and zeros beside them up to the wide buffer's end."""
+    rows = (tl.program_id(0).to(tl.int64) * BM + tl.arange(0, BM))[:, None]
+    for first in range(0, LDX - K, BI):
+        columns = (first + tl.arange(0, BI))[None, :]
+        total = tl.zeros((BM, BI), tl.float32)
+        for s in range(S):
+            at = parts_ptr + (s * tokens.to(tl.int64) + rows) * INNER + columns
+            total += tl.load(at, mask=columns < INNER, other=0.0)
+        total *= scale
+        tl.store(wide_ptr + rows * LDX + K + columns, total, mask=columns < LDX - K)
+        tl.store(inner_ptr + rows * INNER + columns, total, mask=columns < INNER)
 
 
 @jit(do_not_specialize=["step", "site", "per_split", "tokens"])
@@ -271,20 +319,23 @@ def _backward(
     LDDX: tl.constexpr, LDDU: tl.constexpr, K: tl.constexpr, G: tl.constexpr, R: tl.constexpr, BITS: tl.constexpr,
     THRESHOLD: tl.constexpr, HAS_NORM: tl.constexpr, NEEDS_DX: tl.constexpr, BM: tl.constexpr, BK: tl.constexpr,
 ):  # fmt: skip
-    """One program: BK columns, the tokens of one split. A stays in registers, and so do the sums of dA."""
+    """One program: BK columns, the tokens of one split. A stays in registers, and so do the sums of dA^T.
+
+    Transposed, because the matrix units of Hopper take 64 rows of a result at least, and R may be 16.
+    """
     columns = tl.program_id(0) * BK + tl.arange(0, BK)
     split = tl.program_id(1).to(tl.int64)
     inner = tl.arange(0, R)
     rows = tl.arange(0, BM)
     column_keys = odd_keys(columns, site)
     a0 = tl.load(a_ptr + inner[:, None] * K + columns[None, :])
-    da0 = tl.zeros((R, BK), tl.float32)
+    da0 = tl.zeros((BK, R), tl.float32)
     if G > 1:
         a1 = tl.load(a_ptr + (R + inner[:, None]) * K + columns[None, :])
-        da1 = tl.zeros((R, BK), tl.float32)
+        da1 = tl.zeros((BK, R), tl.float32)
     if G > 2:
         a2 = tl.load(a_ptr + (2 * R + inner[:, None]) * K + columns[None, :])
-        da2 = tl.zeros((R, BK), tl.float32)
+        da2 = tl.zeros((BK, R), tl.float32)
     if HAS_NORM:
         weight = tl.load(weight_ptr + columns).to(tl.float32)
     begin = split * per_split
@@ -292,55 +343,62 @@ def _backward(
     du_ptr += begin * LDDU
     source_ptr += begin * K
     out_ptr += begin * K
-    for m in range(0, tl.minimum(per_split, tokens - begin), BM):
+    rstd_ptr += begin
+    places_ptr += begin
+    count = tl.minimum(per_split, tokens - begin).to(tl.int32)  # offsets of 32 bits from here on: half the additions
+    for m in range(0, count, BM):
         local = m + rows
         at = local[:, None] * K + columns[None, :]
-        x = tl.load(source_ptr + at)
-        if HAS_NORM:
-            x = (x.to(tl.float32) * tl.load(rstd_ptr + begin + local)[:, None] * weight[None, :]).to(x.dtype)
         du = du_ptr + local[:, None] * LDDU + inner[None, :]
         u = tl.load(du)
-        kept = x
-        if THRESHOLD > 0:
-            bits = site_hash(odd_keys(tl.load(places_ptr + begin + local), step), column_keys)
-            keep = bits >= THRESHOLD
-            kept = tl.where(keep, x, 0.0)
-        da0 = tl.dot(tl.trans(u), kept, da0, input_precision="ieee")
         if NEEDS_DX:
             through = tl.dot(u, a0, input_precision="ieee")
-            if THRESHOLD > 0:
+        x = tl.load(source_ptr + at)
+        if HAS_NORM:
+            x = (x.to(tl.float32) * tl.load(rstd_ptr + local)[:, None] * weight[None, :]).to(x.dtype)
+        kept = x
+        if THRESHOLD > 0:
+            bits = site_hash(odd_keys(tl.load(places_ptr + local), step), column_keys)
+            if NEEDS_DX:
+                bits = pinned(bits, through)
+            keep = bits >= THRESHOLD
+            kept = tl.where(keep, x, 0.0)
+            if NEEDS_DX:
                 through = tl.where(keep, through, 0.0)
+        da0 = tl.dot(tl.trans(kept), u, da0, input_precision="ieee")
         if G > 1:
             u = tl.load(du + R)
+            if NEEDS_DX:
+                part = tl.dot(u, a1, input_precision="ieee")
             if THRESHOLD > 0:
                 keep = (bits << BITS) >= THRESHOLD
                 kept = tl.where(keep, x, 0.0)
-            da1 = tl.dot(tl.trans(u), kept, da1, input_precision="ieee")
-            if NEEDS_DX:
-                part = tl.dot(u, a1, input_precision="ieee")
-                if THRESHOLD > 0:
+                if NEEDS_DX:
                     part = tl.where(keep, part, 0.0)
+            if NEEDS_DX:
                 through += part
+            da1 = tl.dot(tl.trans(kept), u, da1, input_precision="ieee")
         if G > 2:
             u = tl.load(du + 2 * R)
+            if NEEDS_DX:
+                part = tl.dot(u, a2, input_precision="ieee")
             if THRESHOLD > 0:
                 keep = (bits << (2 * BITS)) >= THRESHOLD
                 kept = tl.where(keep, x, 0.0)
-            da2 = tl.dot(tl.trans(u), kept, da2, input_precision="ieee")
-            if NEEDS_DX:
-                part = tl.dot(u, a2, input_precision="ieee")
-                if THRESHOLD > 0:
+                if NEEDS_DX:
                     part = tl.where(keep, part, 0.0)
+            if NEEDS_DX:
                 through += part
+            da2 = tl.dot(tl.trans(kept), u, da2, input_precision="ieee")
         if NEEDS_DX:
             out = tl.load(dx_ptr + local[:, None] * LDDX + columns[None, :]).to(tl.float32) + through * scale
             tl.store(out_ptr + at, out)
     parts = parts_ptr + split * (G * R * K) + inner[:, None] * K + columns[None, :]
-    tl.store(parts, da0 * scale)
+    tl.store(parts, tl.trans(da0) * scale)
     if G > 1:
-        tl.store(parts + R * K, da1 * scale)
+        tl.store(parts + R * K, tl.trans(da1) * scale)
     if G > 2:
-        tl.store(parts + 2 * R * K, da2 * scale)
+        tl.store(parts + 2 * R * K, tl.trans(da2) * scale)
 
 
 @jit

@@ -20,12 +20,13 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from tunesmith.kernels.backend import Launch, fitting, jit, odd_keys, runs_triton, sigmoid, site_hash, tl
+from tunesmith.kernels.backend import Launch, fitting, jit, odd_keys, pinned, runs_triton, sigmoid, site_hash, tl
 from tunesmith.kernels.lora import Gradient, Projection, add_parts, project_reference, split_tokens
 
 # H200, 8,192 tokens of 14,336 features, rank 32 (benchmarks/bench_kernels.py)
 FORWARD = Launch(rows=32, columns=256, warps=4, stages=3)
-BACKWARD = Launch(rows=64, columns=32, warps=4, stages=2)
+BACKWARD = Launch(rows=16, columns=64, warps=4, stages=4, registers=128)
+SPLITS = 4  # of the tokens in the backward pass; with more, sums to be added cost more than programs side by side bring
 
 
 def swiglu_reference(gate_up_TH: Tensor, projection: Projection) -> tuple[Tensor, Tensor]:
@@ -104,7 +105,7 @@ def swiglu_backward(
         add_parts(sums_3RF.unsqueeze(0), gradients, rank=R)
         return d_TH
     launch = fitting(launch, columns=F)
-    splits, per_split = split_tokens(T, rows=launch.rows)
+    splits, per_split = split_tokens(T, rows=launch.rows, splits=SPLITS)
     d_TH = torch.empty_like(gate_up_TH)
     parts = torch.empty(splits, 3 * R, F, dtype=torch.float32, device=gate_up_TH.device)
     _backward[(F // launch.columns, splits)](
@@ -161,39 +162,41 @@ def _backward(
     rows = tl.arange(0, BM)
     column_keys = odd_keys(columns, site)
     a = tl.load(a_ptr + rank[:, None] * F + columns[None, :])
-    da = tl.zeros((R, BK), tl.float32)
-    db_gate = tl.zeros((R, BK), tl.float32)
-    db_up = tl.zeros((R, BK), tl.float32)
+    da = tl.zeros((BK, R), tl.float32)  # transposed sums: see `lora._backward`
+    db_gate = tl.zeros((BK, R), tl.float32)
+    db_up = tl.zeros((BK, R), tl.float32)
     begin = split * per_split
     dx_ptr += begin * LDDX
     du_ptr += begin * LDDU
     gate_up_ptr += begin * (2 * F)
     out_ptr += begin * (2 * F)
     inner_ptr += begin * (2 * R)
-    for m in range(0, tl.minimum(per_split, tokens - begin), BM):
+    places_ptr += begin
+    count = tl.minimum(per_split, tokens - begin).to(tl.int32)
+    for m in range(0, count, BM):
         local = m + rows
         at = local[:, None] * (2 * F) + columns[None, :]
-        gate = tl.load(gate_up_ptr + at).to(tl.float32)
-        up = tl.load(gate_up_ptr + at + F).to(tl.float32)
         du = tl.load(du_ptr + local[:, None] * LDDU + rank[None, :])
-        through = tl.dot(du, a, input_precision="ieee") * scale
+        through = tl.dot(du, a, input_precision="ieee")
+        gate = pinned(tl.load(gate_up_ptr + at).to(tl.float32), through)
+        up = tl.load(gate_up_ptr + at + F).to(tl.float32)
         open_ = sigmoid(gate)
         silu = gate * open_
-        x = (silu * up).to(a.dtype)
+        x = silu * up
         if THRESHOLD > 0:
-            keep = site_hash(odd_keys(tl.load(places_ptr + begin + local), step), column_keys) >= THRESHOLD
+            keep = site_hash(odd_keys(tl.load(places_ptr + local), step), column_keys) >= THRESHOLD
             x = tl.where(keep, x, 0.0)
             through = tl.where(keep, through, 0.0)
-        da = tl.dot(tl.trans(du), x, da, input_precision="ieee")
-        d = tl.load(dx_ptr + local[:, None] * LDDX + columns[None, :]).to(tl.float32) + through
+        da = tl.dot(tl.trans(x.to(a.dtype)), du, da, input_precision="ieee")
+        d = tl.load(dx_ptr + local[:, None] * LDDX + columns[None, :]).to(tl.float32) + through * scale
         d_gate = (d * up * (open_ + silu * (1.0 - open_))).to(a.dtype)
         d_up = (d * silu).to(a.dtype)
         tl.store(out_ptr + at, d_gate)
         tl.store(out_ptr + at + F, d_up)
         u = inner_ptr + local[:, None] * (2 * R) + rank[None, :]
-        db_gate = tl.dot(tl.trans(tl.load(u)), d_gate, db_gate, input_precision="ieee")
-        db_up = tl.dot(tl.trans(tl.load(u + R)), d_up, db_up, input_precision="ieee")
+        db_gate = tl.dot(tl.trans(d_gate), tl.load(u), db_gate, input_precision="ieee")
+        db_up = tl.dot(tl.trans(d_up), tl.load(u + R), db_up, input_precision="ieee")
     parts = parts_ptr + split * (3 * R * F) + rank[:, None] * F + columns[None, :]
-    tl.store(parts, da * scale)
-    tl.store(parts + R * F, db_gate)
-    tl.store(parts + 2 * R * F, db_up)
+    tl.store(parts, tl.trans(da) * scale)
+    tl.store(parts + R * F, tl.trans(db_gate))
+    tl.store(parts + 2 * R * F, tl.trans(db_up))

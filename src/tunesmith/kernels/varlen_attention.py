@@ -24,10 +24,10 @@ from torch import Tensor
 from tunesmith.kernels.backend import Launch, jit, runs_triton, tl, triton
 from tunesmith.kernels.rope import rotate_backward
 
-# rows: tokens of queries in a tile; columns: keys. H100, 8,192 tokens, dialogues and long documents, 32 query heads on
+# rows: tokens of queries in a tile; columns: keys. H200, 8,192 tokens, dialogues and long documents, 32 query heads on
 # 8 (benchmarks/bench_kernels.py)
-FORWARD = Launch(rows=16, columns=32, warps=4, stages=2)
-QUERY_BACKWARD = Launch(rows=16, columns=64, warps=4, stages=2)
+FORWARD = Launch(rows=16, columns=32, warps=4, stages=3)
+QUERY_BACKWARD = Launch(rows=16, columns=32, warps=4, stages=2)
 KEY_BACKWARD = Launch(rows=16, columns=64, warps=4, stages=2)
 
 
@@ -227,14 +227,16 @@ def _attend(
         column = n + tl.arange(0, BN)
         k1, k2 = _halves(k_ptr, column, SK, E, column < end)
         scores = tl.dot(q1, tl.trans(k1), input_precision="ieee")
-        scores = tl.dot(q2, tl.trans(k2), scores, input_precision="ieee") * scale
+        scores = tl.dot(q2, tl.trans(k2), scores, input_precision="ieee")
         distance = (place + token)[:, None] - column[None, :]
         seen = distance >= 0
         if WINDOWED:
             seen = seen & (distance < window)
         scores = tl.where(seen, scores, -1.0e30)
-        top = tl.maximum(largest, tl.max(scores, 1))
-        weights = tl.where(seen, tl.exp2(scores - top[:, None]), 0.0)
+        top = tl.maximum(largest, tl.max(scores, 1) * scale)
+        weights = tl.exp2(scores * scale - top[:, None])
+        if WINDOWED:  # else the first tile has a key that is seen, and what is not seen is far below its score
+            weights = tl.where(seen, weights, 0.0)
         fade = tl.exp2(largest - top)
         largest = top
         total = total * fade + tl.sum(weights, 1)
