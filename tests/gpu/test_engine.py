@@ -7,19 +7,24 @@ GPU, on it. `python -m pytest tests/gpu tests/kernels`; without a GPU everything
 from __future__ import annotations
 
 from collections.abc import Callable
+from pathlib import Path
 
 import pytest
 import torch
+from safetensors.torch import save_file
 from torch import Tensor
 
 from tests.cli.conftest import Done, home, tunesmith
 from tests.models.conftest import MakeModel, make_model
 from tests.models.test_decoder import CASES, batch, gradients, off
 from tunesmith.bundled import TRAINING_ROWS
+from tunesmith.models import weights
+from tunesmith.models.ahead import Ahead, foreseen_launches
 from tunesmith.models.base import load_base
 from tunesmith.models.decoder import Decoder
 from tunesmith.models.inspect import inspect_model
 from tunesmith.models.lora import adapter_parameters, inject, set_dropout_position
+from tunesmith.models.tensor_file import read_header
 from tunesmith.spec.training import TrainingSettings
 from tunesmith.train.step import forward_scores
 
@@ -78,3 +83,35 @@ def test_a_run_learns_as_in_float32(tunesmith: Callable[..., Done]) -> None:
         return done.json["epochs"][-1]["validation"]["loss"]
 
     assert run("fast", "bf16") == pytest.approx(run("generic", "float32"), rel=0.005)
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32], ids=str)
+def test_weights_read_by_threads_are_the_file_s(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, dtype: torch.dtype
+) -> None:
+    monkeypatch.setattr(weights, "PIECE_BYTES", 1000)  # pieces that end within a value's neighbours, and many turns
+    tensors = {f"t{number}": torch.randn(number, 17 * number + 1).to(dtype) for number in range(1, 40)}
+    save_file(tensors, tmp_path / "model.safetensors")
+    file = read_header(tmp_path / "model.safetensors")
+    wanted = [name for name in file.tensors if name != "t7"]
+    found = dict(weights.read_tensors(file, wanted, device=DEVICE))
+    assert list(found) == wanted
+    for name in wanted:
+        assert found[name].device.type == "cuda" and torch.equal(found[name].cpu(), tensors[name])
+    assert list(weights.read_tensors(file, [], device=DEVICE)) == []
+
+
+def test_all_that_a_step_launches_is_compiled_ahead(make_model: MakeModel) -> None:
+    facts = inspect_model(make_model("llama", **SIZES, num_hidden_layers=3), "test/model")
+    settings = TrainingSettings(lora_rank=RANK, precision="bf16")
+    Ahead(facts, settings, device=DEVICE).wait()
+    kernels = {one.kernel for one in foreseen_launches(facts, settings)}
+    before = {kernel: len(kernel.function.device_caches[0][0]) for kernel in kernels}
+    assert all(before.values())
+    model = load_base(facts, dtype=torch.bfloat16, device=DEVICE, trains_only=True)
+    inject(model, settings=settings)
+    decoder = Decoder(model, settings=settings)
+    for lengths in ([37, 20, 11, 60], [301, 7, 5], [1, 1, 90]):
+        decoder.train(batch(lengths), seed=1, step=1, divisor=1)
+        decoder.scores(batch(lengths))
+    assert {kernel: len(kernel.function.device_caches[0][0]) for kernel in kernels} == before

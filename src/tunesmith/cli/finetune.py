@@ -38,7 +38,10 @@ def fine_tune(values: dict[str, Any], *, output: Output, next_command: str | Non
     home = open_home(os.environ)
     with Standby(os.environ, folder=home.root) as standby:
         device = this_machine(os.environ).device
-        standby.start(needs_cuda=device == "cuda", needs_transformers=needs_transformers(request.model, device=device))
+        standby.start(
+            needs_cuda=device == "cuda",
+            needs_transformers=needs_transformers(request.model, device=device, path=settings.path),
+        )
         # here, while the worker imports its own: these bring the database along, a quarter of a second
         from tunesmith.cli.running import run_in_foreground
         from tunesmith.jobs.finetune import prepare_job, submit

@@ -63,9 +63,9 @@ def find_model(model: str) -> FoundModel:
     )
 
 
-def needs_transformers(model: str, *, device: str) -> bool:
+def needs_transformers(model: str, *, device: str, path: str) -> bool:
     """Whether training it starts with importing transformers: a guess from config.json, before anything is checked."""
-    if device != "cpu":
+    if device != "cpu" and path == "generic":
         return True
     try:
         config: Any = json.loads((find_model(model).path / "config.json").read_bytes()[:MAXIMUM_LOOK])

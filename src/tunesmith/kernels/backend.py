@@ -1,17 +1,19 @@
 """Where an operation runs: Triton on a GPU, the plain reference elsewhere. Each kernel file holds both.
 
 Triton comes with torch's CUDA build; without it the reference runs on a GPU too, slowly. `forced` chooses
-otherwise, for tests. What every kernel shares stands here: the hash of the dropout masks, and how a launch is
-shaped.
+otherwise, for tests. What every kernel shares stands here: the hash of the dropout masks, how a launch is shaped, and
+how launches are foreseen, so that their kernels are compiled before they are due.
 """
 
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
 from contextvars import ContextVar
-from functools import cache
+from functools import cache, partial
+from inspect import signature
 from typing import Any, Literal, NamedTuple
 
 import torch
@@ -38,6 +40,89 @@ def jit(function: Any = None, **options: Any) -> Any:
     if function is None:
         return lambda given: jit(given, **options)
     return triton.jit(function, **options) if HAS_TRITON else function
+
+
+class Foreseen(NamedTuple):
+    """A launch that was asked for and not made. arguments and options as they were given, tensors among them."""
+
+    kernel: Kernel
+    grid: tuple[int, ...]
+    arguments: tuple[Any, ...]
+    options: dict[str, Any]
+
+    @property
+    def signature(self) -> tuple[Any, ...]:
+        """What compiled code depends on: dtypes, constants, and of numbers whether they are 1 or multiples of 16."""
+        kinds: list[Any] = []
+        for index, part in enumerate(self.arguments):
+            if isinstance(part, Tensor):
+                kinds.append(part.dtype)
+            elif isinstance(part, int) and index not in self.kernel.not_specialized:
+                kinds.append((part == 1, part % 16 == 0))
+        return self.kernel, tuple(kinds), tuple(sorted(self.options.items()))
+
+    def compile(self) -> None:
+        kinds = [part.dtype if isinstance(part, Tensor) else part for part in self.arguments]
+        compiled = self.kernel.function.warmup(*kinds, grid=self.grid, **self.options)
+        # Triton has a C compiler build what launches it, half a second, and loads it: when first asked for `run`
+        _ = compiled.run
+
+
+class Kernel:
+    """What the host launches, as `kernel[grid](...)`. Inside of `foreseeing` a launch is noted, and not made."""
+
+    def __init__(self, function: Any, *, not_specialized: frozenset[int] = frozenset()) -> None:
+        self.function = function
+        self.not_specialized = not_specialized  # places of arguments whose values the code does not depend on
+
+    def __getitem__(self, grid: tuple[int, ...]) -> Callable[..., Any]:
+        foreseen = _FORESEEN.get()
+        return self.function[grid] if foreseen is None else partial(self._note, foreseen, grid)
+
+    def _note(self, foreseen: list[Foreseen], grid: tuple[int, ...], *arguments: Any, **options: Any) -> None:
+        foreseen.append(Foreseen(self, grid, arguments, options))
+
+
+def kernel(function: Any = None, **options: Any) -> Any:
+    """`jit` for what the host launches; functions that kernels call are `jit` ones."""
+    if function is None:
+        return lambda given: kernel(given, **options)
+    plain = options.get("do_not_specialize", ())
+    places = frozenset(place for place, name in enumerate(signature(function).parameters) if name in plain)
+    return Kernel(jit(function, **options), not_specialized=places)
+
+
+_FORESEEN: ContextVar[list[Foreseen] | None] = ContextVar("foreseen", default=None)
+
+
+@contextmanager
+def foreseeing() -> Iterator[list[Foreseen]]:
+    """Operations inside take the kernels' way and run none: tensors may be on the meta device."""
+    foreseen: list[Foreseen] = []
+    tokens = _FORESEEN.set(foreseen), _FORCED.set("kernels")
+    try:
+        yield foreseen
+    finally:
+        _FORESEEN.reset(tokens[0])
+        _FORCED.reset(tokens[1])
+
+
+def compile_foreseen(foreseen: Sequence[Foreseen], *, device: torch.device, threads: int) -> None:
+    """Compile each kernel that the launches need, side by side: most of it runs outside of Python's lock.
+
+    One that cannot be compiled is passed by: its launch will tell why.
+    """
+
+    index = torch.cuda.current_device() if device.index is None else device.index
+
+    def compile_one(one: Foreseen) -> None:
+        torch.cuda.set_device(index)  # a new thread takes the first
+        with suppress(Exception):
+            one.compile()
+
+    distinct = {one.signature: one for one in foreseen}
+    with ThreadPoolExecutor(threads) as pool:
+        list(pool.map(compile_one, distinct.values()))
 
 
 class Launch(NamedTuple):
@@ -92,7 +177,7 @@ def padded_rank(rank: int) -> int:
     return max(MINIMUM_RANK, 1 << (rank - 1).bit_length())
 
 
-@jit
+@kernel
 def _count(out_ptr):
     tl.store(out_ptr + tl.arange(0, 16), tl.arange(0, 16))
 
@@ -157,7 +242,7 @@ else:
             )
         else:
             return tl.inline_asm_elementwise(
-                "mov.b32 $0, $1;", "=r,r,f", [values, like], dtype=tl.int32, is_pure=True, pack=1
+                "mov.b32 $0, $1;", "=r,r,f", [values, like], dtype=values.dtype, is_pure=True, pack=1
             )
 
 

@@ -14,7 +14,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from tunesmith.kernels.backend import Launch, jit, runs_triton, tl
+from tunesmith.kernels.backend import Launch, kernel, runs_triton, tl
 
 BLOCK = 4096  # of the vocabulary in one pass of the loop
 
@@ -47,7 +47,7 @@ def cross_entropy(logits_NV: Tensor, labels_N: Tensor, *, factor: float | None) 
     return loss_N, is_right_N
 
 
-@jit
+@kernel(do_not_specialize=["labels_ptr"])  # they begin anywhere in the batch's one copy
 def _cross_entropy(
     logits_ptr, labels_ptr, loss_ptr, right_ptr, factor, V, NEEDS_GRADIENT: tl.constexpr, BLOCK: tl.constexpr
 ):

@@ -22,7 +22,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from tunesmith.kernels.backend import Launch, jit, runs_triton, tl, triton
+from tunesmith.kernels.backend import Launch, kernel, runs_triton, tl, triton
 
 LANES = 4
 _LANE_VALUES = 1 << 16
@@ -126,7 +126,7 @@ def masked(
     return kept_NI
 
 
-@jit
+@kernel
 def _masked(
     x_ptr, out_ptr, rows_ptr, columns_ptr, N, K, LDXN, LDXI, LDON, LDOI,
     LIMIT: tl.constexpr, BN: tl.constexpr, BI: tl.constexpr,

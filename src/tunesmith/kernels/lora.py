@@ -19,7 +19,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from tunesmith.kernels.backend import Launch, fitting, jit, odd_keys, pinned, runs_triton, site_hash, tl, triton
+from tunesmith.kernels.backend import Launch, fitting, jit, kernel, odd_keys, pinned, runs_triton, site_hash, tl, triton
 from tunesmith.kernels.dropout import site_bits, site_keep_rate, site_mask, site_threshold
 
 # H200, 8,192 tokens of 4,096 and 2,048 features, rank 32 (benchmarks/bench_kernels.py)
@@ -237,13 +237,13 @@ def add_parts(parts_SIK: Tensor, gradients: Sequence[Gradient | None], *, rank: 
     wanted = [gradient is not None for gradient in filled]
     kept = next((gradient.into_rK.shape[0] for gradient in filled if gradient is not None), 0)
     _add_parts[(triton.cdiv(K, 64),)](
-        parts_SIK, *into, *(0.0 if gradient is None else gradient.factor for gradient in filled), kept,
-        *strides[0], *strides[1], *strides[2], *wanted, K=K, S=splits, G=len(gradients), R=rank, BK=64,
+        parts_SIK, *into, *(0.0 if gradient is None else gradient.factor for gradient in filled), kept, splits,
+        *strides[0], *strides[1], *strides[2], *wanted, K=K, G=len(gradients), R=rank, BK=64,
         **Launch(rank, 64, 4, 1).options(),
     )  # fmt: skip
 
 
-@jit(do_not_specialize=["step", "site", "tokens"])
+@kernel(do_not_specialize=["step", "site", "tokens"])
 def _forward(
     source_ptr, rstd_ptr, weight_ptr, wide_ptr, parts_ptr, a_ptr, places_ptr, step, site, tokens,
     LDS: tl.constexpr, K: tl.constexpr, KS: tl.constexpr, LDX: tl.constexpr, G: tl.constexpr, R: tl.constexpr,
@@ -294,7 +294,7 @@ def _forward(
         tl.store(part + 2 * R, u2)
 
 
-@jit(do_not_specialize=["tokens"])
+@kernel(do_not_specialize=["tokens"])
 def _gather(
     parts_ptr, wide_ptr, inner_ptr, scale, tokens,
     K: tl.constexpr, LDX: tl.constexpr, INNER: tl.constexpr, S: tl.constexpr, BM: tl.constexpr, BI: tl.constexpr,
@@ -312,7 +312,7 @@ def _gather(
         tl.store(inner_ptr + rows * INNER + columns, total, mask=columns < INNER)
 
 
-@jit(do_not_specialize=["step", "site", "per_split", "tokens"])
+@kernel(do_not_specialize=["step", "site", "per_split", "tokens"])
 def _backward(
     dx_ptr, du_ptr, source_ptr, rstd_ptr, weight_ptr, a_ptr, out_ptr, parts_ptr, places_ptr, step, site, scale,
     per_split, tokens,
@@ -401,33 +401,33 @@ def _backward(
         tl.store(parts + 2 * R * K, tl.trans(da2) * scale)
 
 
-@jit
+@kernel(do_not_specialize=["splits"])
 def _add_parts(
-    parts_ptr, into0, into1, into2, factor0, factor1, factor2, kept,
+    parts_ptr, into0, into1, into2, factor0, factor1, factor2, kept, splits,
     SR0: tl.constexpr, SK0: tl.constexpr, SR1: tl.constexpr, SK1: tl.constexpr, SR2: tl.constexpr, SK2: tl.constexpr,
     WANTED0: tl.constexpr, WANTED1: tl.constexpr, WANTED2: tl.constexpr,
-    K: tl.constexpr, S: tl.constexpr, G: tl.constexpr, R: tl.constexpr, BK: tl.constexpr,
+    K: tl.constexpr, G: tl.constexpr, R: tl.constexpr, BK: tl.constexpr,
 ):  # fmt: skip
     columns = (tl.program_id(0) * BK + tl.arange(0, BK))[None, :]
     rank = tl.arange(0, R)[:, None]
     ok = columns < K
     if WANTED0:
-        total = _sum_parts(parts_ptr + rank * K + columns, ok, G * R * K, S) * factor0
+        total = _sum_parts(parts_ptr + rank * K + columns, ok, G * R * K, splits) * factor0
         at = into0 + rank * SR0 + columns * SK0
         tl.store(at, tl.load(at, mask=ok & (rank < kept), other=0.0) + total, mask=ok & (rank < kept))
     if WANTED1:
-        total = _sum_parts(parts_ptr + (R + rank) * K + columns, ok, G * R * K, S) * factor1
+        total = _sum_parts(parts_ptr + (R + rank) * K + columns, ok, G * R * K, splits) * factor1
         at = into1 + rank * SR1 + columns * SK1
         tl.store(at, tl.load(at, mask=ok & (rank < kept), other=0.0) + total, mask=ok & (rank < kept))
     if WANTED2:
-        total = _sum_parts(parts_ptr + (2 * R + rank) * K + columns, ok, G * R * K, S) * factor2
+        total = _sum_parts(parts_ptr + (2 * R + rank) * K + columns, ok, G * R * K, splits) * factor2
         at = into2 + rank * SR2 + columns * SK2
         tl.store(at, tl.load(at, mask=ok & (rank < kept), other=0.0) + total, mask=ok & (rank < kept))
 
 
 @jit
-def _sum_parts(at, ok, stride, S: tl.constexpr):
+def _sum_parts(at, ok, stride, splits):
     total = tl.load(at, mask=ok, other=0.0)
-    for s in range(1, S):
+    for s in range(1, splits):
         total += tl.load(at + s * stride, mask=ok, other=0.0)
     return total

@@ -22,7 +22,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from tunesmith.kernels.backend import Launch, jit, runs_triton, tl, triton
+from tunesmith.kernels.backend import Launch, kernel, runs_triton, tl, triton
 from tunesmith.kernels.lora import Projection, project
 
 
@@ -98,7 +98,7 @@ def _of_rows(features: int) -> dict[str, int | None]:
     return Launch(1, features, 8 if features > 2048 else 4, 1).options()
 
 
-@jit
+@kernel
 def _statistics(
     h_ptr, delta_ptr, out_ptr, rstd_ptr, eps, K: tl.constexpr, HAS_DELTA: tl.constexpr, BLOCK: tl.constexpr
 ):
@@ -114,7 +114,7 @@ def _statistics(
     tl.store(rstd_ptr + row, tl.rsqrt(tl.sum(h * h, 0) / K + eps))
 
 
-@jit
+@kernel
 def _backward(
     dx_ptr, h_ptr, weight_ptr, rstd_ptr, residual_ptr, out_ptr,
     K: tl.constexpr, HAS_RESIDUAL: tl.constexpr, BLOCK: tl.constexpr,

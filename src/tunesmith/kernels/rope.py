@@ -14,7 +14,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from tunesmith.kernels.backend import Launch, jit, runs_triton, tl
+from tunesmith.kernels.backend import Launch, kernel, runs_triton, tl
 
 LAUNCH = Launch(rows=32, columns=0, warps=4, stages=1)  # a head is one tile wide
 
@@ -100,7 +100,7 @@ def rotate_backward(
     )  # fmt: skip
 
 
-@jit
+@kernel
 def _rotate(
     x_ptr, out_ptr, cos_ptr, sin_ptr, weight_ptr, eps, LDX, LDO, E: tl.constexpr, HAS_NORM: tl.constexpr,
     BM: tl.constexpr,
@@ -123,7 +123,7 @@ def _rotate(
     tl.store(out + E, second * cos + first * sin)
 
 
-@jit
+@kernel
 def _rotate_backward(
     d_ptr, out_ptr, cos_ptr, sin_ptr, x_ptr, weight_ptr, eps, LDD, LDO, LDX, E: tl.constexpr, HAS_NORM: tl.constexpr,
     BM: tl.constexpr,

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from tunesmith.kernels.backend import Launch, jit, runs_triton, tl
+from tunesmith.kernels.backend import Launch, kernel, runs_triton, tl
 
 LAUNCH = Launch(rows=1, columns=1024, warps=4, stages=1)
 
@@ -69,7 +69,7 @@ class Spread:
         )
 
 
-@jit
+@kernel
 def _spread(table_ptr, factors_ptr, factor, like_ptr, BLOCK: tl.constexpr):
     number = tl.program_id(1)
     table_ptr += number * 5

@@ -20,7 +20,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from tunesmith.kernels.backend import Launch, fitting, jit, odd_keys, pinned, runs_triton, sigmoid, site_hash, tl
+from tunesmith.kernels.backend import Launch, fitting, kernel, odd_keys, pinned, runs_triton, sigmoid, site_hash, tl
 from tunesmith.kernels.lora import Gradient, Projection, add_parts, project_reference, split_tokens
 
 # H200, 8,192 tokens of 14,336 features, rank 32 (benchmarks/bench_kernels.py)
@@ -118,7 +118,7 @@ def swiglu_backward(
     return d_TH
 
 
-@jit(do_not_specialize=["step", "site"])
+@kernel(do_not_specialize=["step", "site"])
 def _forward(
     gate_up_ptr, wide_ptr, inner_ptr, a_ptr, places_ptr, step, site, scale,
     F: tl.constexpr, LDX: tl.constexpr, R: tl.constexpr, THRESHOLD: tl.constexpr, BM: tl.constexpr, BK: tl.constexpr,
@@ -149,7 +149,7 @@ def _forward(
         tl.store(place, tl.zeros((BM, 16), tl.float32), mask=(at < PAD)[None, :])
 
 
-@jit(do_not_specialize=["step", "site", "per_split", "tokens"])
+@kernel(do_not_specialize=["step", "site", "per_split", "tokens"])
 def _backward(
     dx_ptr, du_ptr, gate_up_ptr, inner_ptr, a_ptr, out_ptr, parts_ptr, places_ptr, step, site, scale, per_split,
     tokens,

@@ -21,7 +21,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from tunesmith.kernels.backend import Launch, jit, runs_triton, tl, triton
+from tunesmith.kernels.backend import Launch, jit, kernel, runs_triton, tl, triton
 from tunesmith.kernels.rope import rotate_backward
 
 # rows: tokens of queries in a tile; columns: keys. H200, 8,192 tokens, dialogues and long documents, 32 query heads on
@@ -29,6 +29,10 @@ from tunesmith.kernels.rope import rotate_backward
 FORWARD = Launch(rows=16, columns=32, warps=4, stages=3)
 QUERY_BACKWARD = Launch(rows=16, columns=32, warps=4, stages=2)
 KEY_BACKWARD = Launch(rows=16, columns=64, warps=4, stages=2)
+
+
+# Tables lie one after the other in one copy and begin anywhere: else a kernel for each kind of place would be compiled.
+_NOT_SPECIALIZED = ("blocks_ptr", "window")
 
 
 class Documents(NamedTuple):
@@ -194,7 +198,7 @@ def _halves(ptr, rows, stride, E: tl.constexpr, ok):
     return tl.load(at, mask=ok[:, None], other=0.0), tl.load(at + E, mask=ok[:, None], other=0.0)
 
 
-@jit(do_not_specialize=["window"])
+@kernel(do_not_specialize=_NOT_SPECIALIZED)
 def _attend(
     q_ptr, k_ptr, v_ptr, out_ptr, lse_ptr, blocks_ptr, scale, window, SQ, SK, SV,
     H: tl.constexpr, REP: tl.constexpr, RP: tl.constexpr, E: tl.constexpr, WINDOWED: tl.constexpr,
@@ -253,7 +257,7 @@ def _attend(
     )
 
 
-@jit(do_not_specialize=["window"])
+@kernel(do_not_specialize=_NOT_SPECIALIZED)
 def _backward_queries(
     d_ptr, q_ptr, k_ptr, v_ptr, out_ptr, lse_ptr, delta_ptr, dq_ptr, cos_ptr, sin_ptr, blocks_ptr, scale, scale_2,
     window, SQ, SK, SV, SD,
@@ -320,7 +324,7 @@ def _backward_queries(
     tl.store(out + E, dq2, mask=ok[:, None])
 
 
-@jit(do_not_specialize=["window"])
+@kernel(do_not_specialize=_NOT_SPECIALIZED)
 def _backward_keys(
     d_ptr, q_ptr, k_ptr, v_ptr, lse_ptr, delta_ptr, dkv_ptr, cos_ptr, sin_ptr, blocks_ptr, scale, scale_2, window,
     SQ, SK, SV, SD, size,

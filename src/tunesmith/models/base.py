@@ -11,12 +11,12 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import safe_open
 from torch import nn
 
 from tunesmith.errors import InputRefused, MachineCannot
 from tunesmith.models import attention, skeleton
 from tunesmith.models.folder import ModelFolder, digest_of, read_folder
+from tunesmith.models.weights import read_tensors
 from tunesmith.spec.models import ModelFacts
 
 _LISTED = 5  # names in a message
@@ -32,8 +32,8 @@ def load_base(
 ) -> nn.Module:
     """The frozen model of an inspected folder, in eval mode (the base's own dropout stays off in training, too).
 
-    trains_only: on a CPU a module of our own may stand in that computes packed batches alone (`skeleton.py`), so that
-    training starts without transformers.
+    trains_only: a module of our own may stand in that computes packed batches alone (`skeleton.py`), so that training
+    starts without transformers. On a GPU only the fast path can use it.
 
     The folder is looked at and hashed again: what is loaded is what was inspected. cache_folder: where hashes of large
     files are kept. Raises InputRefused for a folder that has changed, and where tensors are missing, of the wrong shape
@@ -47,8 +47,8 @@ def load_base(
             field="model",
             hint="Start a new run from the model as it is now, or restore its files.",
         )
-    if trains_only and device.type == "cpu" and skeleton.why_not(folder.config) is None:
-        return _load_skeleton(facts, folder, dtype=dtype)
+    if trains_only and skeleton.why_not(folder.config) is None:
+        return _load_skeleton(facts, folder, dtype=dtype, device=device)
     from huggingface_hub.errors import StrictDataclassError
     from transformers import AutoModelForCausalLM  # heavy: only a worker that loads needs it
     from transformers.utils import logging as transformers_logging
@@ -92,27 +92,29 @@ def load_base(
     return model.to(device)
 
 
-def _load_skeleton(facts: ModelFacts, folder: ModelFolder, *, dtype: torch.dtype) -> nn.Module:
+def _load_skeleton(facts: ModelFacts, folder: ModelFolder, *, dtype: torch.dtype, device: torch.device) -> nn.Module:
     model = skeleton.build(facts, folder.config)
     wanted = dict(model.named_parameters())  # a tied head is the embedding and has no name of its own
     report: dict[str, Any] = {"missing_keys": set(wanted), "mismatched_keys": [], "unexpected_keys": []}
     for file in folder.weights:
-        with safe_open(file.path, framework="pt") as tensors:
-            for name, entry in file.tensors.items():
-                if name not in wanted:
-                    if not name.endswith(("rotary_emb.inv_freq", "lm_head.weight")):  # old files hold the angles
-                        report["unexpected_keys"].append(name)
-                    continue
-                report["missing_keys"].discard(name)
-                if tuple(entry.shape) != tuple(wanted[name].shape):
-                    report["mismatched_keys"].append((name, entry.shape, wanted[name].shape))
-                    continue
-                parent, _, last = name.rpartition(".")
-                values = nn.Parameter(tensors.get_tensor(name).to(dtype), requires_grad=False)
-                setattr(model.get_submodule(parent), last, values)
+        taken: list[str] = []
+        for name, entry in file.tensors.items():
+            if name not in wanted:
+                if not name.endswith(("rotary_emb.inv_freq", "lm_head.weight")):  # old files hold the angles
+                    report["unexpected_keys"].append(name)
+                continue
+            report["missing_keys"].discard(name)
+            if tuple(entry.shape) != tuple(wanted[name].shape):
+                report["mismatched_keys"].append((name, entry.shape, wanted[name].shape))
+                continue
+            taken.append(name)
+        for name, values in read_tensors(file, taken, device=device):
+            parent, _, last = name.rpartition(".")
+            setattr(model.get_submodule(parent), last, nn.Parameter(values.to(dtype), requires_grad=False))
     if facts.tied_embeddings:
         model.lm_head.weight = model.model.embed_tokens.weight
     _require_whole(facts, model, report)
+    model.model.rotary_emb.to(device)
     return model.requires_grad_(False).eval()
 
 

@@ -27,6 +27,7 @@ from tunesmith.data.pack import pack
 from tunesmith.data.prepare import ExampleSet, Prepared, prepare
 from tunesmith.errors import InputRefused, JobFailed, MachineCannot
 from tunesmith.models.adapter_file import load_adapter
+from tunesmith.models.ahead import Ahead
 from tunesmith.models.base import load_base
 from tunesmith.models.decoder import decoder_of
 from tunesmith.models.layers import is_compile_failure
@@ -65,7 +66,7 @@ from tunesmith.train.ladder import next_rung
 from tunesmith.train.optimizer import FlatAdamW
 from tunesmith.train.parent import load_parent
 from tunesmith.train.path import Path as ComputePath
-from tunesmith.train.path import set_up_path
+from tunesmith.train.path import set_up_path, why_generic
 from tunesmith.train.step import StepOutcome, train_step
 from tunesmith.versions import numeric_versions
 
@@ -109,6 +110,8 @@ class Run:
         self.optimizer: FlatAdamW
         self.path: ComputePath
         self.sample_rows: np.ndarray
+        self._is_fast = False
+        self._ahead: Ahead | None = None
         self._upcoming: StepWork | None = None
         self._last_progress = 0.0
 
@@ -153,6 +156,7 @@ class Run:
             )
         )
         self.phase("preparing")
+        self._look_ahead_at_kernels()
         self.prepared = prepare(
             self.job.datasets,
             settings=self.settings,
@@ -193,6 +197,12 @@ class Run:
         signal.signal(signal.SIGTERM, remember)
         signal.signal(signal.SIGINT, remember)
 
+    def _look_ahead_at_kernels(self) -> None:
+        """Settle which modules are loaded; where the fast path takes them, have its kernels compiled from now on."""
+        self._is_fast = why_generic(self.job.base, self.settings, device=self.device) is None
+        if self._is_fast:
+            self._ahead = Ahead(self.job.base, self.settings, device=self.device)
+
     def _load(self) -> None:
         try:
             self.model = load_base(
@@ -200,7 +210,7 @@ class Run:
                 dtype=DTYPES[self.settings.precision],
                 device=self.device,
                 cache_folder=Path(self.job.cache_folder),
-                trains_only=True,
+                trains_only=self.device.type == "cpu" or self._is_fast,
             )
             inject(self.model, settings=self.settings)
             self.optimizer = FlatAdamW(adapter_parameters(self.model), weight_decay=self.settings.weight_decay)
@@ -214,6 +224,8 @@ class Run:
         kept = self.state.checkpointed_layers
         settings = self.settings if kept is None else self.settings.model_copy(update={"checkpointed_layers": kept})
         self.path = set_up_path(self.model, facts=self.job.base, settings=settings, device=self.device)
+        if self._ahead is not None:
+            self._ahead.wait()
         reasons = self.job.plan_reasons
         if self.path.reason == "as planned":
             self.path.reason = reasons.get("path", "as asked")

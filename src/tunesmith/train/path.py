@@ -64,24 +64,37 @@ class Path:
         self.checkpointed_layers = count
 
 
+def why_generic(facts: ModelFacts, settings: TrainingSettings, *, device: torch.device) -> str | None:
+    """Why this run takes the generic path on this machine, as far as is known without the model."""
+    if settings.path == "generic":
+        return "as planned"
+    has_triton = util.find_spec("triton") is not None
+    obstacle = why_not_fast(facts, settings, device=device.type, has_triton=has_triton)
+    if obstacle is None and (fault := _triton_fault(device)) is not None:
+        obstacle = f"Triton, which its kernels are written in, fails on this machine: {fault}"
+    return obstacle
+
+
+def _triton_fault(device: torch.device) -> str | None:
+    return triton_fault(device) if device.type == "cuda" and util.find_spec("triton") is not None else None
+
+
 def set_up_path(model: nn.Module, *, facts: ModelFacts, settings: TrainingSettings, device: torch.device) -> Path:
     """Raises MachineCannot where the path that was asked for cannot compute this run."""
-    has_triton = util.find_spec("triton") is not None
-    fault = triton_fault(device) if has_triton and device.type == "cuda" else None
-    obstacle = why_not_fast(facts, settings, device=device.type, has_triton=has_triton)
-    if obstacle is None and fault is not None:
-        obstacle = f"Triton, which its kernels are written in, fails on this machine: {fault}"
-    if obstacle is None and settings.path != "generic":
+    obstacle = why_generic(facts, settings, device=device)
+    if obstacle is None:
         obstacle = why_not(model, settings)
     if settings.path == "fast" and obstacle is not None:
         raise MachineCannot("PATH_NOT_POSSIBLE", f"The fast path cannot compute this run: {obstacle}.", field="path")
-    if obstacle is None and settings.path != "generic":
+    recomputed = 0 if settings.checkpointed_layers == "auto" else settings.checkpointed_layers
+    if obstacle is None:
         path = Path(model, name="fast", reason="as planned", decoder=Decoder(model, settings=settings))
-        path.checkpoint(0 if settings.checkpointed_layers == "auto" else settings.checkpointed_layers)
+        path.checkpoint(recomputed)
         return path
-    reason = obstacle if settings.path == "auto" and obstacle else "as planned"
-    path = Path(model, name="generic", reason=reason, triton_fault=fault)
-    path.checkpoint(0 if settings.checkpointed_layers == "auto" else settings.checkpointed_layers)
+    fault = _triton_fault(device)
+    path = Path(model, name="generic", reason=obstacle, triton_fault=fault)
+    path.checkpoint(recomputed)
+    has_triton = util.find_spec("triton") is not None
     if settings.compile_layers != "off" and device.type == "cuda" and has_triton and fault is None:
         path.compile()
     return path

@@ -1,0 +1,119 @@
+"""Kernels compiled ahead: every one that a step and an evaluation launch is foreseen, and is compiled once."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+
+from tests.models.conftest import MakeModel
+from tests.models.test_decoder import batch
+from tunesmith.kernels import backend
+from tunesmith.kernels.backend import Foreseen, Kernel, compile_foreseen, forced, foreseeing, kernel
+from tunesmith.models.ahead import foreseen_launches
+from tunesmith.models.base import load_base
+from tunesmith.models.decoder import Decoder
+from tunesmith.models.inspect import inspect_model
+from tunesmith.models.lora import inject
+from tunesmith.spec.training import TrainingSettings
+
+CPU = torch.device("cpu")
+with_triton = pytest.mark.skipif(not backend.HAS_TRITON, reason="triton is not installed")
+
+
+class Compiled:
+    """In the place of Triton's function: counts what it is asked to compile."""
+
+    def __init__(self) -> None:
+        self.asked: list[tuple[Any, ...]] = []
+        self.launchers = 0
+
+    def __getitem__(self, grid: tuple[int, ...]) -> Any:
+        raise AssertionError("launched")
+
+    def warmup(self, *arguments: Any, grid: tuple[int, ...], **options: Any) -> Compiled:
+        self.asked.append((arguments, options))
+        if options.get("BM") == 13:
+            raise ValueError("no such tile")
+        return self
+
+    @property
+    def run(self) -> None:
+        self.launchers += 1
+
+
+@with_triton
+@pytest.mark.slow  # the interpreter runs three layers
+@pytest.mark.parametrize(("name", "layers"), [("llama", 4), ("llama", 1), ("qwen3", 3)])
+def test_every_kernel_that_runs_was_foreseen(
+    make_model: MakeModel, monkeypatch: pytest.MonkeyPatch, name: str, layers: int
+) -> None:
+    facts = inspect_model(
+        make_model(name, hidden_size=64, num_attention_heads=2, num_key_value_heads=1, head_dim=32,
+                   num_hidden_layers=layers),
+        "test/model",
+    )  # fmt: skip
+    settings = TrainingSettings(lora_rank=8, lora_dropout=0.1)
+    foreseen = {(one.kernel, *sorted(one.options.items())) for one in foreseen_launches(facts, settings)}
+    model = load_base(facts, dtype=torch.float32, device=CPU, trains_only=True)
+    inject(model, settings=settings)
+    launched: set[tuple[Any, ...]] = set()
+    plain = Kernel.__getitem__
+
+    def noting(self: Kernel, grid: tuple[int, ...]) -> Any:
+        def launch(*arguments: Any, **options: Any) -> Any:
+            launched.add((self, *sorted(options.items())))
+            return plain(self, grid)(*arguments, **options)
+
+        return launch
+
+    monkeypatch.setattr(Kernel, "__getitem__", noting)
+    with forced("kernels"):
+        decoder = Decoder(model, settings=settings)
+        given = batch([37, 20, 11, 60])
+        decoder.train(given, seed=1, step=1, divisor=1)
+        decoder.scores(given)
+    assert len(launched) > 12
+    assert launched == foreseen
+
+
+@with_triton
+def test_what_the_skeleton_does_not_build_is_not_foreseen(make_model: MakeModel) -> None:
+    facts = inspect_model(make_model("mistral"), "test/model")  # with a sliding window
+    assert foreseen_launches(facts, TrainingSettings(lora_rank=8)) == []
+
+
+def test_a_launch_is_noted_and_each_kernel_compiled_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    devices: list[int] = []
+    monkeypatch.setattr(torch.cuda, "set_device", devices.append)
+    compiled = Compiled()
+    one = Kernel(compiled, not_specialized=frozenset({2}))
+    x = torch.empty(3, device="meta", dtype=torch.bfloat16)
+    monkeypatch.setattr(backend, "HAS_TRITON", True)
+    with foreseeing() as foreseen:
+        assert backend.runs_triton(x)
+        for step in (1, 2, 3):
+            one[(4,)](x, 32, step, 0.5, BM=16)
+        one[(4,)](x, 48, 1, 0.25, BM=16)  # a multiple of 16 as 32 is
+        one[(4,)](x, 33, 1, 0.5, BM=16)
+        one[(4,)](x, 32, 1, 0.5, BM=13)  # which cannot be compiled: its launch will tell
+    assert len(foreseen) == 6
+    compile_foreseen(foreseen, device=torch.device("cuda", 1), threads=2)
+    assert set(devices) == {1}
+    assert sorted((arguments[1] % 16, options["BM"]) for arguments, options in compiled.asked) == [
+        (0, 13), (0, 16), (1, 16),
+    ]  # fmt: skip
+    assert compiled.launchers == 2
+    assert all(arguments[0] is torch.bfloat16 for arguments, _ in compiled.asked)
+    with pytest.raises(AssertionError, match="launched"):
+        one[(4,)](x)
+
+
+def test_arguments_are_told_apart_by_what_code_depends_on() -> None:
+    def function(x_ptr: Any, step: int, count: int) -> None: ...
+
+    made = kernel(function, do_not_specialize=["step"]) if backend.HAS_TRITON else Kernel(function)
+    first, second = (Foreseen(made, (1,), (torch.empty(2), step, 1), {}) for step in (5, 6))
+    assert (first.signature == second.signature) is backend.HAS_TRITON
+    assert first.signature != Foreseen(made, (1,), (torch.empty(2), 5, 2), {}).signature
