@@ -11,7 +11,7 @@ from tests.models.conftest import MakeModel
 from tests.models.test_decoder import batch
 from tunesmith.kernels import backend
 from tunesmith.kernels.backend import Foreseen, Kernel, compile_foreseen, forced, foreseeing, kernel
-from tunesmith.models.ahead import foreseen_launches
+from tunesmith.models.ahead import foreseen_launches, foreseen_products
 from tunesmith.models.base import load_base
 from tunesmith.models.decoder import Decoder
 from tunesmith.models.inspect import inspect_model
@@ -117,3 +117,32 @@ def test_arguments_are_told_apart_by_what_code_depends_on() -> None:
     first, second = (Foreseen(made, (1,), (torch.empty(2), step, 1), {}) for step in (5, 6))
     assert (first.signature == second.signature) is backend.HAS_TRITON
     assert first.signature != Foreseen(made, (1,), (torch.empty(2), 5, 2), {}).signature
+
+
+@with_triton
+@pytest.mark.slow  # the interpreter again
+@pytest.mark.parametrize("name", ["llama", "qwen2"])
+def test_every_product_of_the_batches_is_foreseen(make_model: MakeModel, name: str) -> None:
+    changes: dict[str, Any] = {"use_sliding_window": False} if name == "qwen2" else {}
+    sizes = {"hidden_size": 64, "num_attention_heads": 2, "num_key_value_heads": 1, "num_hidden_layers": 4}
+    facts = inspect_model(make_model(name, **sizes, **changes), "test/model")
+    settings = TrainingSettings(lora_rank=8)
+    batches = [batch([37, 20, 11, 60]), batch([301, 7, 5])]
+    foreseen = foreseen_products(facts, settings, batches)
+    model = load_base(facts, dtype=torch.float32, device=CPU, trains_only=True)
+    inject(model, settings=settings)
+    decoder = Decoder(model, settings=settings)
+    made: set[tuple[Any, ...]] = set()
+    multiply, multiply_add, multiply_into = torch.Tensor.__matmul__, torch.addmm, torch.mm
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(torch.Tensor, "__matmul__", lambda a, b: made.add((a.shape, b.shape)) or multiply(a, b))
+        patch.setattr(torch, "addmm", lambda c, a, b: made.add((c.shape, a.shape, b.shape)) or multiply_add(c, a, b))
+        patch.setattr(torch, "mm", lambda a, b, out: made.add((a.shape, b.shape)) or multiply_into(a, b, out=out))
+        with forced("kernels"):  # the references multiply on their own account
+            for given in batches:
+                decoder.train(given, seed=1, step=1, divisor=1)
+    assert made
+    assert made <= {tuple(form[0] for form in product.operands) for product in foreseen}
+    for product in foreseen:
+        product.make(CPU)

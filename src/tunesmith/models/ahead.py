@@ -1,18 +1,23 @@
-"""Kernels of the fast path, compiled while rows are prepared and weights are read.
+"""What the fast path's first steps would wait for, done while rows are prepared and weights are read.
 
-In: facts and settings. A decoder with as many layers as differ (first, middle, last) runs a step and an evaluation on
-the meta device, which computes nothing; the kernels that it would have launched are compiled by threads. What is
-compiled lies in Triton's cache afterwards, so a machine's second run of the kind finds all of it.
+In: facts, settings and, once they are known, the first batches. A decoder with as many layers as differ (first, middle,
+last) runs them on the meta device, which computes nothing. The kernels that it would have launched are compiled by
+threads; they lie in Triton's cache afterwards, so a machine's second run of the kind finds them. Its products are made
+once on the device with any values: cuBLAS looks up and loads a kernel for each new size, and does so in each process.
 """
 
 from __future__ import annotations
 
 import os
 import threading
+from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
+from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from tunesmith.data.batch import IGNORE_INDEX, Batch
 from tunesmith.errors import TunesmithError
@@ -29,39 +34,102 @@ THREADS = 16
 _TOKENS = 512
 
 
+class Product(NamedTuple):
+    """A product's operation and the sizes, strides and dtypes of its operands."""
+
+    operation: Any
+    operands: tuple[tuple[torch.Size, tuple[int, ...], torch.dtype], ...]
+
+    def make(self, device: torch.device) -> None:
+        self.operation(*(torch.empty_strided(*form[:2], dtype=form[2], device=device) for form in self.operands))
+
+
 class Ahead:
-    """Compiles from now on; `wait` before the first launch, or the same kernel would be compiled twice."""
+    """Works from now on; `wait` before the first launch, or the same kernel would be compiled twice."""
 
     def __init__(self, facts: ModelFacts, settings: TrainingSettings, *, device: torch.device) -> None:
-        self._thread = threading.Thread(target=self._run, args=(facts, settings, device), daemon=True)
-        self._thread.start()
+        self._facts, self._settings, self._device = facts, settings, device
+        self._threads: list[threading.Thread] = []
+        self._start(self._compile)
+
+    def expect(self, batches: Sequence[Batch]) -> None:
+        """The first ones to train on."""
+        self._start(lambda: self._multiply(batches))
 
     def wait(self) -> None:
-        self._thread.join()
+        for thread in self._threads:
+            thread.join()
+        torch.cuda.empty_cache()  # what the products lay in belongs to a stream that is not used again
 
-    @staticmethod
-    def _run(facts: ModelFacts, settings: TrainingSettings, device: torch.device) -> None:
-        try:
-            found = foreseen_launches(facts, settings)
-        except (TunesmithError, OSError):
-            return  # loading refuses the model, and says why
-        compile_foreseen(found, device=device, threads=min(THREADS, os.cpu_count() or 1))
+    def _start(self, work: Callable[[], None]) -> None:
+        self._threads.append(threading.Thread(target=work, daemon=True))
+        self._threads[-1].start()
+
+    def _compile(self) -> None:
+        foreseen = foreseen_launches(self._facts, self._settings)
+        compile_foreseen(foreseen, device=self._device, threads=min(THREADS, os.cpu_count() or 1))
+
+    def _multiply(self, batches: Sequence[Batch]) -> None:
+        products = foreseen_products(self._facts, self._settings, batches)
+        with torch.no_grad(), torch.cuda.stream(torch.cuda.Stream(self._device)):
+            try:
+                for product in products:
+                    product.make(self._device)
+            except torch.OutOfMemoryError:
+                return  # nothing depends on it, and the run's own words on memory come when it is due
 
 
 def foreseen_launches(facts: ModelFacts, settings: TrainingSettings) -> list[Foreseen]:
     """Of a training step and an evaluation; none for a model that `skeleton.build` does not build."""
-    config = read_json(Path(facts.path) / CONFIG, limit=MAXIMUM_CONFIG_BYTES)
+    with foreseeing() as foreseen:
+        decoder = _decoder(facts, settings)
+        if decoder is not None:
+            decoder.train(_batch(), seed=0, step=1, divisor=1)
+            decoder.scores(_batch())
+    return foreseen
+
+
+def foreseen_products(facts: ModelFacts, settings: TrainingSettings, batches: Sequence[Batch]) -> set[Product]:
+    """Of training on these batches."""
+    found: set[Product] = set()
+
+    class Noting(TorchDispatchMode):
+        def __torch_dispatch__(
+            self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
+        ) -> Any:
+            if func in _PRODUCTS:
+                tensors = [part for part in args if isinstance(part, Tensor)]
+                forms = tuple((part.shape, part.stride(), part.dtype) for part in tensors)
+                found.add(Product(_PRODUCTS[func], forms))
+            return func(*args, **(kwargs or {}))
+
+    with foreseeing():
+        decoder = _decoder(facts, settings)
+        if decoder is not None:
+            with Noting():
+                for batch in batches:
+                    decoder.train(batch, seed=0, step=1, divisor=1)
+    return found
+
+
+_PRODUCTS: dict[Any, Any] = {
+    torch.ops.aten.mm.default: torch.mm, torch.ops.aten.mm.out: torch.mm, torch.ops.aten.addmm.default: torch.addmm,
+}  # fmt: skip
+
+
+def _decoder(facts: ModelFacts, settings: TrainingSettings) -> Decoder | None:
+    """On the meta device. None where the model is not built by us, or its folder is at fault: loading says why."""
+    try:
+        config = read_json(Path(facts.path) / CONFIG, limit=MAXIMUM_CONFIG_BYTES)
+    except (TunesmithError, OSError):
+        return None
     if skeleton.why_not(config) is not None:
-        return []
+        return None
     few = facts.model_copy(update={"num_layers": min(DIFFERENT_LAYERS, facts.num_layers)})
     model = skeleton.build(few, config).to(torch.bfloat16).requires_grad_(False)
     model.model.rotary_emb.to("meta")
     inject(model, settings=settings)
-    with foreseeing() as foreseen:
-        decoder = Decoder(model, settings=settings)
-        decoder.train(_batch(), seed=0, step=1, divisor=1)
-        decoder.scores(_batch())
-    return foreseen
+    return Decoder(model, settings=settings)
 
 
 def _batch() -> Batch:

@@ -73,7 +73,7 @@ def _read(handle: int, path: Path, pieces: Sequence[Piece], device: torch.device
         for number, piece in enumerate(pieces):
             count, turn = len(piece.into_B), number % 2
             copied[turn].synchronize()  # the piece before the last has left this half
-            _fill(handle, path, memoryview(pinned_2B[turn, :count].numpy()), piece.first)
+            _fill(handle, path, pinned_2B[turn, :count].numpy().data, piece.first)
             piece.into_B.copy_(pinned_2B[turn, :count], non_blocking=True)
             copied[turn].record()
         torch.cuda.current_stream().synchronize()

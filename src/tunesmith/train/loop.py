@@ -75,6 +75,7 @@ BASE_KEPT_SECONDS = 10.0  # a shorter evaluation of the base is repeated sooner 
 PROGRESS_SECONDS = 0.5  # a phase reports its progress at most this often
 EVALUATION_TOKENS = {"cpu": 4096, "cuda": 32768}  # tokens of one forward pass without gradients
 MAXIMUM_SKIPPED_STEPS = 1
+STEPS_AHEAD = 6  # whose products are made once while weights are read; by then, most sizes have been seen
 DTYPES = {"float32": torch.float32, "bf16": torch.bfloat16}
 
 
@@ -168,6 +169,9 @@ class Run:
             for notice in self.prepared.summary.notices:
                 self.notice(notice.code, notice.message, notice.hint)
         self.check_stop()
+        if self._ahead is not None:
+            steps = range(1, min(STEPS_AHEAD, self.steps) + 1)
+            self._ahead.expect([batch for step in steps for batch in self._work_of(step).batches])
         self.phase("loading")
         self._load()
         if found is not None:
