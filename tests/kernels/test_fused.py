@@ -89,15 +89,15 @@ def test_a_trial_says_whether_kernels_run_here(monkeypatch: pytest.MonkeyPatch) 
         def __getitem__(self, _: object) -> object:
             raise RuntimeError("Failed to find C compiler.")
 
-    backend.triton_fault.cache_clear()
+    backend._triton_fault.cache_clear()
     assert backend.triton_fault(torch.device(DEVICE)) is None
-    backend.triton_fault.cache_clear()
+    backend._triton_fault.cache_clear()
     monkeypatch.setattr(backend, "_count", Broken())
     assert backend.triton_fault(torch.device(DEVICE)) == "RuntimeError: Failed to find C compiler."
     on_gpu: Any = SimpleNamespace(is_cuda=True, device=torch.device(DEVICE))
     assert not backend.runs_triton(on_gpu), "then every operation takes its reference"
     monkeypatch.undo()
-    backend.triton_fault.cache_clear()
+    backend._triton_fault.cache_clear()
     assert backend.runs_triton(on_gpu)
 
 

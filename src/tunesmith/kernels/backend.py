@@ -8,6 +8,7 @@ how launches are foreseen, so that their kernels are compiled before they are du
 from __future__ import annotations
 
 import os
+import threading
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
@@ -121,8 +122,10 @@ def compile_foreseen(foreseen: Sequence[Foreseen], *, device: torch.device, thre
             one.compile()
 
     distinct = {one.signature: one for one in foreseen}
+    # what takes longest first: roughly, the kernels with the most arguments
+    in_order = sorted(distinct.values(), key=lambda one: -len(one.arguments))
     with ThreadPoolExecutor(threads) as pool:
-        list(pool.map(compile_one, distinct.values()))
+        list(pool.map(compile_one, in_order))
 
 
 class Launch(NamedTuple):
@@ -182,12 +185,21 @@ def _count(out_ptr):
     tl.store(out_ptr + tl.arange(0, 16), tl.arange(0, 16))
 
 
-@cache
 def triton_fault(device: torch.device) -> str | None:
     """Why kernels do not run on the device, in the words of what failed; None where a small one does.
 
     Triton builds its launcher with the machine's C compiler and its code with CUDA's assembler: either may be missing.
+    Asked by several threads at once, one finds out and the others wait.
     """
+    with _ASKING:
+        return _triton_fault(device)
+
+
+_ASKING = threading.Lock()
+
+
+@cache
+def _triton_fault(device: torch.device) -> str | None:
     out_S = torch.empty(16, dtype=torch.int32, device=device)
     try:
         _count[(1,)](out_S)

@@ -21,7 +21,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from tunesmith.data.batch import IGNORE_INDEX, Batch
 from tunesmith.errors import TunesmithError
-from tunesmith.kernels.backend import Foreseen, compile_foreseen, foreseeing
+from tunesmith.kernels.backend import Foreseen, compile_foreseen, foreseeing, triton_fault
 from tunesmith.models import skeleton
 from tunesmith.models.decoder import Decoder
 from tunesmith.models.folder import CONFIG, MAXIMUM_CONFIG_BYTES, read_json
@@ -66,17 +66,23 @@ class Ahead:
         self._threads[-1].start()
 
     def _compile(self) -> None:
+        if triton_fault(self._device) is not None:
+            return
         foreseen = foreseen_launches(self._facts, self._settings)
         compile_foreseen(foreseen, device=self._device, threads=min(THREADS, os.cpu_count() or 1))
 
     def _multiply(self, batches: Sequence[Batch]) -> None:
+        if triton_fault(self._device) is not None:
+            return
         products = foreseen_products(self._facts, self._settings, batches)
         with torch.no_grad(), torch.cuda.stream(torch.cuda.Stream(self._device)):
             try:
                 for product in products:
                     product.make(self._device)
-            except torch.OutOfMemoryError:
-                return  # nothing depends on it, and the run's own words on memory come when it is due
+            except (
+                RuntimeError
+            ):  # memory, a driver's fault: nothing depends on it, and the run's own words come when due
+                return
 
 
 def foreseen_launches(facts: ModelFacts, settings: TrainingSettings) -> list[Foreseen]:

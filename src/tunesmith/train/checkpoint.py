@@ -9,6 +9,7 @@ from __future__ import annotations
 import hashlib
 import shutil
 from collections.abc import Mapping
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 from pydantic import Field, ValidationError
@@ -63,9 +64,10 @@ def write_checkpoint(folder: Path, state: RunState, tensors: Mapping[str, Tensor
     try:
         # To bytes first: the library's own file writer hides ENOSPC in an error of its own.
         content = save({name: tensor.cpu().contiguous() for name, tensor in tensors.items()})
-        write_atomic(temporary / TENSORS_NAME, content)
-        digest = hashlib.sha256(content).hexdigest()
-        write_json(temporary / STATE_NAME, _StateFile(state=state, tensors_sha256=digest).as_json())
+        with ThreadPoolExecutor(1) as pool:  # a gigabyte for an 8B model: hashed while it is written
+            digest = pool.submit(lambda: hashlib.sha256(content).hexdigest())
+            write_atomic(temporary / TENSORS_NAME, content)
+        write_json(temporary / STATE_NAME, _StateFile(state=state, tensors_sha256=digest.result()).as_json())
         fsync_tree(temporary)
         if final.exists():  # the same step again: after its evaluation, or after a resume
             shutil.rmtree(final)

@@ -66,7 +66,7 @@ from tunesmith.train.ladder import next_rung
 from tunesmith.train.optimizer import FlatAdamW
 from tunesmith.train.parent import load_parent
 from tunesmith.train.path import Path as ComputePath
-from tunesmith.train.path import set_up_path, why_generic
+from tunesmith.train.path import may_be_fast, set_up_path, why_generic
 from tunesmith.train.step import StepOutcome, train_step
 from tunesmith.versions import numeric_versions
 
@@ -111,7 +111,6 @@ class Run:
         self.optimizer: FlatAdamW
         self.path: ComputePath
         self.sample_rows: np.ndarray
-        self._is_fast = False
         self._ahead: Ahead | None = None
         self._upcoming: StepWork | None = None
         self._last_progress = 0.0
@@ -157,7 +156,8 @@ class Run:
             )
         )
         self.phase("preparing")
-        self._look_ahead_at_kernels()
+        if may_be_fast(self.job.base, self.settings, device=self.device):
+            self._ahead = Ahead(self.job.base, self.settings, device=self.device)
         self.prepared = prepare(
             self.job.datasets,
             settings=self.settings,
@@ -201,20 +201,15 @@ class Run:
         signal.signal(signal.SIGTERM, remember)
         signal.signal(signal.SIGINT, remember)
 
-    def _look_ahead_at_kernels(self) -> None:
-        """Settle which modules are loaded; where the fast path takes them, have its kernels compiled from now on."""
-        self._is_fast = why_generic(self.job.base, self.settings, device=self.device) is None
-        if self._is_fast:
-            self._ahead = Ahead(self.job.base, self.settings, device=self.device)
-
     def _load(self) -> None:
+        is_fast = why_generic(self.job.base, self.settings, device=self.device) is None
         try:
             self.model = load_base(
                 self.job.base,
                 dtype=DTYPES[self.settings.precision],
                 device=self.device,
                 cache_folder=Path(self.job.cache_folder),
-                trains_only=self.device.type == "cpu" or self._is_fast,
+                trains_only=self.device.type == "cpu" or is_fast,
             )
             inject(self.model, settings=self.settings)
             self.optimizer = FlatAdamW(adapter_parameters(self.model), weight_decay=self.settings.weight_decay)

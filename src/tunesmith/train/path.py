@@ -64,19 +64,31 @@ class Path:
         self.checkpointed_layers = count
 
 
+def may_be_fast(facts: ModelFacts, settings: TrainingSettings, *, device: torch.device) -> bool:
+    """Whether the fast path can take this run, as far as is known before the GPU is asked anything."""
+    return settings.path != "generic" and _why_not_fast(facts, settings, device) is None
+
+
 def why_generic(facts: ModelFacts, settings: TrainingSettings, *, device: torch.device) -> str | None:
     """Why this run takes the generic path on this machine, as far as is known without the model."""
     if settings.path == "generic":
         return "as planned"
-    has_triton = util.find_spec("triton") is not None
-    obstacle = why_not_fast(facts, settings, device=device.type, has_triton=has_triton)
-    if obstacle is None and (fault := _triton_fault(device)) is not None:
+    obstacle = _why_not_fast(facts, settings, device)
+    if obstacle is None and (fault := _fault(device)) is not None:
         obstacle = f"Triton, which its kernels are written in, fails on this machine: {fault}"
     return obstacle
 
 
-def _triton_fault(device: torch.device) -> str | None:
-    return triton_fault(device) if device.type == "cuda" and util.find_spec("triton") is not None else None
+def _why_not_fast(facts: ModelFacts, settings: TrainingSettings, device: torch.device) -> str | None:
+    return why_not_fast(facts, settings, device=device.type, has_triton=_has_triton())
+
+
+def _has_triton() -> bool:
+    return util.find_spec("triton") is not None
+
+
+def _fault(device: torch.device) -> str | None:
+    return triton_fault(device) if device.type == "cuda" and _has_triton() else None
 
 
 def set_up_path(model: nn.Module, *, facts: ModelFacts, settings: TrainingSettings, device: torch.device) -> Path:
@@ -91,10 +103,9 @@ def set_up_path(model: nn.Module, *, facts: ModelFacts, settings: TrainingSettin
         path = Path(model, name="fast", reason="as planned", decoder=Decoder(model, settings=settings))
         path.checkpoint(recomputed)
         return path
-    fault = _triton_fault(device)
+    fault = _fault(device)
     path = Path(model, name="generic", reason=obstacle, triton_fault=fault)
     path.checkpoint(recomputed)
-    has_triton = util.find_spec("triton") is not None
-    if settings.compile_layers != "off" and device.type == "cuda" and has_triton and fault is None:
+    if settings.compile_layers != "off" and device.type == "cuda" and _has_triton() and fault is None:
         path.compile()
     return path
