@@ -11,6 +11,7 @@ from __future__ import annotations
 import os
 import threading
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -31,6 +32,7 @@ from tunesmith.spec.training import TrainingSettings
 
 DIFFERENT_LAYERS = 3  # the first has no input gradient, the last goes on with the labelled tokens
 THREADS = 16
+ROOM_BYTES = 8 << 30  # free beside the weights: the products' operands must be in nobody's way while those are read
 _TOKENS = 512
 
 
@@ -72,17 +74,14 @@ class Ahead:
         compile_foreseen(foreseen, device=self._device, threads=min(THREADS, os.cpu_count() or 1))
 
     def _multiply(self, batches: Sequence[Batch]) -> None:
-        if triton_fault(self._device) is not None:
+        needed = 2 * self._facts.parameters + ROOM_BYTES
+        if triton_fault(self._device) is not None or torch.cuda.mem_get_info(self._device)[0] < needed:
             return
         products = foreseen_products(self._facts, self._settings, batches)
-        with torch.no_grad(), torch.cuda.stream(torch.cuda.Stream(self._device)):
-            try:
-                for product in products:
-                    product.make(self._device)
-            except (
-                RuntimeError
-            ):  # memory, a driver's fault: nothing depends on it, and the run's own words come when due
-                return
+        # memory, a fault of the driver's: nothing depends on it here, and where something does, the run tells
+        with suppress(RuntimeError), torch.no_grad(), torch.cuda.stream(torch.cuda.Stream(self._device)):
+            for product in products:
+                product.make(self._device)
 
 
 def foreseen_launches(facts: ModelFacts, settings: TrainingSettings) -> list[Foreseen]:
