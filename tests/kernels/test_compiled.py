@@ -39,7 +39,9 @@ from tunesmith.models.ahead import foreseen_launches
 from tunesmith.spec.models import ModelFacts
 from tunesmith.spec.training import TrainingSettings
 
-POINTERS = {torch.bfloat16: "*bf16", torch.float32: "*fp32", torch.int32: "*i32", torch.int64: "*i64", torch.bool: "*i1"}
+POINTERS = {
+    torch.bfloat16: "*bf16", torch.float32: "*fp32", torch.int32: "*i32", torch.int64: "*i64", torch.bool: "*i1"
+}
 
 def build(one):
     function = one.kernel.function

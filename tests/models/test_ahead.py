@@ -84,6 +84,15 @@ def test_what_the_skeleton_does_not_build_is_not_foreseen(make_model: MakeModel)
     assert foreseen_launches(facts, TrainingSettings(lora_rank=8)) == []
 
 
+@with_triton
+def test_what_loading_will_refuse_is_left_to_it(make_model: MakeModel) -> None:
+    facts = inspect_model(make_model("llama"), "test/model")
+    assert foreseen_launches(facts, TrainingSettings(lora_rank=8, target_modules=["none_of_its"])) == []
+    gone = facts.model_copy(update={"path": "/nowhere"})
+    assert foreseen_launches(gone, TrainingSettings(lora_rank=8)) == []
+    assert foreseen_products(gone, TrainingSettings(lora_rank=8), []) == set()
+
+
 def test_a_launch_is_noted_and_each_kernel_compiled_once(monkeypatch: pytest.MonkeyPatch) -> None:
     devices: list[int] = []
     monkeypatch.setattr(torch.cuda, "set_device", devices.append)

@@ -123,18 +123,18 @@ _PRODUCTS: dict[Any, Any] = {
 
 
 def _decoder(facts: ModelFacts, settings: TrainingSettings) -> Decoder | None:
-    """On the meta device. None where the model is not built by us, or its folder is at fault: loading says why."""
+    """On the meta device. None where we do not build the model, or where loading it will say what is wrong."""
     try:
         config = read_json(Path(facts.path) / CONFIG, limit=MAXIMUM_CONFIG_BYTES)
-    except (TunesmithError, OSError):
+        if skeleton.why_not(config) is not None:
+            return None
+        few = facts.model_copy(update={"num_layers": min(DIFFERENT_LAYERS, facts.num_layers)})
+        model = skeleton.build(few, config).to(torch.bfloat16).requires_grad_(False)
+        model.model.rotary_emb.to("meta")
+        inject(model, settings=settings)
+        return Decoder(model, settings=settings)
+    except (TunesmithError, OSError, ValueError):
         return None
-    if skeleton.why_not(config) is not None:
-        return None
-    few = facts.model_copy(update={"num_layers": min(DIFFERENT_LAYERS, facts.num_layers)})
-    model = skeleton.build(few, config).to(torch.bfloat16).requires_grad_(False)
-    model.model.rotary_emb.to("meta")
-    inject(model, settings=settings)
-    return Decoder(model, settings=settings)
 
 
 def _batch() -> Batch:
