@@ -8,13 +8,18 @@ from typing import Any
 import pytest
 from starlette.testclient import TestClient
 
-from tests.server.conftest import ROWS, UPLOAD
+from tests.server.conftest import ROWS, UPLOAD, URL
+from tests.server.test_console import OWN, browser
+from tests.server.test_version_pages import user
 from tunesmith.errors import UsageFault
+from tunesmith.server import inputs
 from tunesmith.server.pages import fields
+from tunesmith.server.service import SIMULTANEOUS_INSPECTIONS, Service
 from tunesmith.spec.api import JobSubmission
 from tunesmith.spec.requests import FinetuneRequest
 from tunesmith.spec.training import TrainingSettings
 
+__all__ = ["browser", "user"]
 CHANGED: dict[str, tuple[str, Any]] = {  # field of the form -> what is typed, what the submission holds
     "validation_percent": ("12,5", 0.125),
     "epochs": ("7", 7),
@@ -138,3 +143,20 @@ def test_a_plan_for_another_learning_rate_asks_no_worker(client: TestClient, tmp
     assert second["plan"]["settings"]["learning_rate"] == 0.5 and second["plan"]["steps"] > first["plan"]["steps"]
     client.post("/api/plan", json=asked | {"validation_fraction": 0.5})
     assert len(list(answers.glob("*.json"))) == kept + 1
+
+
+def test_a_plan_that_had_to_wait_is_asked_for_again_by_the_page(
+    user: TestClient, service: Service, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    made = user.post("/api/datasets", content=ROWS, headers={**UPLOAD, "Origin": URL}).json()
+    monkeypatch.setattr(inputs, "INSPECTION_PATIENCE_SECONDS", 0.01)
+    asked = {"model": "tunesmith/demo", "dataset": made["dataset_id"]}
+    again = 'hx-post="/fine-tune/plan" hx-trigger="load delay:3s"'
+    for _ in range(SIMULTANEOUS_INSPECTIONS):
+        assert service.inspections.acquire(timeout=1)
+    answer = user.post("/fine-tune/plan", data=asked, headers=OWN)
+    assert "BUSY" in answer.text and again in answer.text
+    for _ in range(SIMULTANEOUS_INSPECTIONS):
+        service.inspections.release()
+    wrong = user.post("/fine-tune/plan", data={**asked, "epochs": "2.5"}, headers=OWN)
+    assert "Epochs" in wrong.text and again not in wrong.text

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +11,7 @@ import pytest
 from playwright.sync_api import Page, expect
 
 from tests.server.browser.conftest import Served, violations
+from tunesmith import server
 from tunesmith.bundled import TRAINING_ROWS
 
 ROWS: list[dict[str, Any]] = [json.loads(line) for line in TRAINING_ROWS.read_text().splitlines()[:40]]
@@ -34,6 +36,20 @@ def started(page: Page, served: Served) -> tuple[str, str]:
 
 def planned(page: Page) -> None:
     expect(page.locator("#plan")).to_contain_text("an epoch")
+
+
+def test_the_example_is_planned_as_it_is_taken_and_a_busy_server_asked_again(page: Page, served: Served) -> None:
+    """The module's first test: the button is offered where there is no dataset yet."""
+    template = (Path(server.__file__).parent / "templates" / "fine_tune" / "plan.html").read_text()
+    again = re.search(r'<p class="hint" hx-post=.*?</p>', template)
+    assert again is not None
+    busy = f'<section class="card" id="plan" data-field="">BUSY {again.group()}</section>'
+    page.route("**/fine-tune/plan", lambda route: route.fulfill(body=busy, content_type="text/html"), times=1)
+    open_form(page, served, "?model=tunesmith/demo")
+    page.get_by_role("button", name="Take the example dialogues").click()
+    expect(page.locator("#plan")).to_contain_text("It is asked for again by itself.")
+    planned(page)
+    expect(page.locator("#plan")).not_to_contain_text("BUSY")
 
 
 def test_four_clicks_from_a_model_to_a_fine_tuned_one(page: Page, served: Served, dataset: str) -> None:

@@ -37,10 +37,10 @@ function chosen() {
 
 takeFiles(form, { columns: () => form.elements.columns.value.trim(), added: (id) => choose(at(`/fine-tune/datasets?chosen=${encodeURIComponent(id)}`)) });
 
-// an object of a location, or the example, was taken: the list of datasets came anew with it chosen
+// an object of a location, or the example, was taken: the list of datasets came anew with it chosen. Told by the request:
+// the example's button is gone with the list that it stood in
 document.addEventListener("htmx:after:swap", (event) => {
-  const source = event.detail.ctx?.sourceElement;
-  if (source?.matches?.("[hx-post$='/fine-tune/register'], [hx-post$='/fine-tune/example']")) chosen();
+  if (/\/fine-tune\/(register|example)$/.test(event.detail.ctx?.request?.action ?? "")) chosen();
 });
 
 // ---- fields that some choices need
