@@ -44,21 +44,28 @@ class Compiled:
 
 
 @with_triton
-@pytest.mark.slow  # the interpreter runs three layers
-@pytest.mark.parametrize(("name", "layers"), [("llama", 4), ("llama", 1), ("qwen3", 2)])
-def test_every_kernel_that_runs_was_foreseen(
-    make_model: MakeModel, monkeypatch: pytest.MonkeyPatch, name: str, layers: int
+@pytest.mark.slow  # the interpreter runs up to four layers
+@pytest.mark.parametrize(
+    ("name", "layers", "changes"),
+    [("llama", 4, {}), ("llama", 1, {}), ("qwen2", 3, {"use_sliding_window": False}), ("qwen3", 2, {})],
+    ids=["llama", "one layer", "biases", "norms of q and k"],
+)
+def test_every_kernel_and_product_was_foreseen(
+    make_model: MakeModel, monkeypatch: pytest.MonkeyPatch, name: str, layers: int, changes: dict[str, Any]
 ) -> None:
     facts = inspect_model(
         make_model(name, hidden_size=64, num_attention_heads=2, num_key_value_heads=1, head_dim=32,
-                   num_hidden_layers=layers),
+                   num_hidden_layers=layers, **changes),
         "test/model",
     )  # fmt: skip
     settings = TrainingSettings(lora_rank=8, lora_dropout=0.1)
+    given = batch([37, 20, 11])
     foreseen = {(one.kernel, *sorted(one.options.items())) for one in foreseen_launches(facts, settings)}
+    products = foreseen_products(facts, settings, [given])
     model = load_base(facts, dtype=torch.float32, device=CPU, trains_only=True)
     inject(model, settings=settings)
     launched: set[tuple[Any, ...]] = set()
+    multiplied: set[tuple[Any, ...]] = set()
     plain = Kernel.__getitem__
 
     def noting(self: Kernel, grid: tuple[int, ...]) -> Any:
@@ -68,14 +75,26 @@ def test_every_kernel_that_runs_was_foreseen(
 
         return launch
 
+    def watched(multiply: Any) -> Any:
+        def made(*operands: torch.Tensor, **options: Any) -> Any:
+            multiplied.add(tuple(operand.shape for operand in operands))
+            return multiply(*operands, **options)
+
+        return made
+
     monkeypatch.setattr(Kernel, "__getitem__", noting)
-    with forced("kernels"):
+    with forced("kernels"):  # the references multiply on their own account
         decoder = Decoder(model, settings=settings)
-        given = batch([37, 20, 11])
-        decoder.train(given, seed=1, step=1, divisor=1)
+        with pytest.MonkeyPatch.context() as patch:
+            for owner, word in ((torch.Tensor, "__matmul__"), (torch, "mm"), (torch, "addmm")):
+                patch.setattr(owner, word, watched(getattr(owner, word)))
+            decoder.train(given, seed=1, step=1, divisor=1)
         decoder.scores(given)
-    assert len(launched) > 12
+    assert len(launched) > 12 and len(multiplied) > 8
     assert launched == foreseen
+    assert multiplied <= {tuple(form[0] for form in product.operands) for product in products}
+    for product in products:
+        product.make(CPU)
 
 
 @with_triton
@@ -126,32 +145,3 @@ def test_arguments_are_told_apart_by_what_code_depends_on() -> None:
     first, second = (Foreseen(made, (1,), (torch.empty(2), step, 1), {}) for step in (5, 6))
     assert (first.signature == second.signature) is backend.HAS_TRITON
     assert first.signature != Foreseen(made, (1,), (torch.empty(2), 5, 2), {}).signature
-
-
-@with_triton
-@pytest.mark.slow  # the interpreter again
-@pytest.mark.parametrize("name", ["llama", "qwen2"])
-def test_every_product_of_the_batches_is_foreseen(make_model: MakeModel, name: str) -> None:
-    changes: dict[str, Any] = {"use_sliding_window": False} if name == "qwen2" else {}
-    sizes = {"hidden_size": 64, "num_attention_heads": 2, "num_key_value_heads": 1, "num_hidden_layers": 3}
-    facts = inspect_model(make_model(name, **sizes, **changes), "test/model")
-    settings = TrainingSettings(lora_rank=8)
-    batches = [batch([37, 20, 11]), batch([101, 7, 5])]
-    foreseen = foreseen_products(facts, settings, batches)
-    model = load_base(facts, dtype=torch.float32, device=CPU, trains_only=True)
-    inject(model, settings=settings)
-    decoder = Decoder(model, settings=settings)
-    made: set[tuple[Any, ...]] = set()
-    multiply, multiply_add, multiply_into = torch.Tensor.__matmul__, torch.addmm, torch.mm
-
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(torch.Tensor, "__matmul__", lambda a, b: made.add((a.shape, b.shape)) or multiply(a, b))
-        patch.setattr(torch, "addmm", lambda c, a, b: made.add((c.shape, a.shape, b.shape)) or multiply_add(c, a, b))
-        patch.setattr(torch, "mm", lambda a, b, out: made.add((a.shape, b.shape)) or multiply_into(a, b, out=out))
-        with forced("kernels"):  # the references multiply on their own account
-            for given in batches:
-                decoder.train(given, seed=1, step=1, divisor=1)
-    assert made
-    assert made <= {tuple(form[0] for form in product.operands) for product in foreseen}
-    for product in foreseen:
-        product.make(CPU)
