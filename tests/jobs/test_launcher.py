@@ -39,6 +39,16 @@ def test_what_a_worker_needs_is_kept() -> None:
     assert environment["HF_HUB_OFFLINE"] == "1" and environment["LD_LIBRARY_PATH"] == "/cuda"
 
 
+def test_compiled_kernels_lie_in_the_state_folder_unless_the_user_says_otherwise() -> None:
+    def caches(environment: dict[str, str], *, needs_cuda: bool) -> set[str]:
+        found = worker_environment(environment, needs_cuda=needs_cuda, is_idle=True)
+        return {value for name, value in found.items() if name in ("TRITON_CACHE_DIR", "TORCHINDUCTOR_CACHE_DIR")}
+
+    assert caches({"TUNESMITH_HOME": "/s"}, needs_cuda=True) == {"/s/cache/triton", "/s/cache/inductor"}
+    assert caches({"TUNESMITH_HOME": "/s", "TRITON_CACHE_DIR": "/c"}, needs_cuda=True) == {"/c", "/s/cache/inductor"}
+    assert caches({}, needs_cuda=True) == caches({"TUNESMITH_HOME": "/s"}, needs_cuda=False) == set()
+
+
 def test_waiting_threads_sleep_on_a_busy_machine_unless_the_user_says_otherwise() -> None:
     def wait_policy(environment: dict[str, str], *, is_idle: bool) -> str | None:
         return worker_environment(environment, needs_cuda=False, is_idle=is_idle).get("OMP_WAIT_POLICY")

@@ -47,6 +47,9 @@ SLEEPING_THREADS = {"OMP_WAIT_POLICY": "PASSIVE"}
 # Batches on a GPU differ in size: segments that grow let freed memory serve the next size, too. Again a wish counts.
 ALLOCATOR_VARIABLES = ("PYTORCH_ALLOC_CONF", "PYTORCH_CUDA_ALLOC_CONF")
 GROWING_SEGMENTS = {"PYTORCH_ALLOC_CONF": "expandable_segments:True"}
+# Kernels compiled for a GPU lie in the state folder where one is named: a service's user may have no home that can be
+# written, and a container's is gone with it. Once more a wish counts.
+COMPILED = {"TRITON_CACHE_DIR": "cache/triton", "TORCHINDUCTOR_CACHE_DIR": "cache/inductor"}
 IDLE_SHARE = 0.7  # of the processors' time, in the moment before a worker starts
 IDLE_SAMPLE_SECONDS = 0.1
 LINUX_PROCESSES = Path("/proc/self/stat")
@@ -67,7 +70,9 @@ def worker_environment(environment: Mapping[str, str], *, needs_cuda: bool, is_i
     }
     waiting = {} if is_idle or kept.keys() & set(WAIT_VARIABLES) else SLEEPING_THREADS
     memory = GROWING_SEGMENTS if needs_cuda and not kept.keys() & set(ALLOCATOR_VARIABLES) else {}
-    return kept | SET_VARIABLES | waiting | memory
+    home = kept.get("TUNESMITH_HOME")
+    compiled = {name: f"{home}/{folder}" for name, folder in COMPILED.items()} if needs_cuda and home else {}
+    return compiled | kept | SET_VARIABLES | waiting | memory
 
 
 def machine_is_idle(*, counters: Path = Path("/proc/stat")) -> bool:
