@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import nullcontext
 from typing import Any
 
 import pytest
@@ -11,7 +12,8 @@ from tests.models.conftest import MakeModel
 from tests.models.test_decoder import batch
 from tunesmith.kernels import backend
 from tunesmith.kernels.backend import Foreseen, Kernel, compile_foreseen, forced, foreseeing, kernel
-from tunesmith.models.ahead import foreseen_launches, foreseen_products
+from tunesmith.models import ahead
+from tunesmith.models.ahead import Product, foreseen_launches, foreseen_products
 from tunesmith.models.base import load_base
 from tunesmith.models.decoder import Decoder
 from tunesmith.models.inspect import inspect_model
@@ -145,3 +147,34 @@ def test_arguments_are_told_apart_by_what_code_depends_on() -> None:
     first, second = (Foreseen(made, (1,), (torch.empty(2), step, 1), {}) for step in (5, 6))
     assert (first.signature == second.signature) is backend.HAS_TRITON
     assert first.signature != Foreseen(made, (1,), (torch.empty(2), 5, 2), {}).signature
+
+
+@with_triton
+@pytest.mark.parametrize(
+    ("fault", "free_bytes", "compiles", "multiplies"),
+    [(None, 1 << 40, True, True), (None, 1 << 20, True, False), ("no C compiler", 1 << 40, False, False)],
+    ids=["all", "a full card", "Triton fails"],
+)
+def test_what_is_done_ahead_leaves_room_and_asks_triton_first(
+    make_model: MakeModel, monkeypatch: pytest.MonkeyPatch, fault: str | None, free_bytes: int, compiles: bool,
+    multiplies: bool,
+) -> None:  # fmt: skip
+    sizes = {"hidden_size": 64, "num_attention_heads": 2, "num_key_value_heads": 1, "head_dim": 32}
+    facts = inspect_model(make_model("llama", **sizes), "test/model")
+    compiled: list[int] = []
+    made: list[Product] = []
+    monkeypatch.setattr(ahead, "triton_fault", lambda device: fault)
+    monkeypatch.setattr(ahead, "compile_foreseen", lambda foreseen, **_: compiled.append(len(foreseen)))
+    monkeypatch.setattr(Product, "make", lambda self, device: made.append(self))
+    for name, stand_in in {
+        "mem_get_info": lambda index: (free_bytes, 1 << 40),
+        "Stream": lambda device: None,
+        "stream": lambda stream: nullcontext(),
+        "empty_cache": lambda: None,
+    }.items():
+        monkeypatch.setattr(torch.cuda, name, stand_in)
+    started = ahead.Ahead(facts, TrainingSettings(lora_rank=8, lora_dropout=0.05), device=torch.device("cuda"))
+    started.expect([batch([37, 20, 11])])
+    started.wait()
+    assert bool(compiled and compiled[0] > 12) is compiles
+    assert bool(made) is multiplies

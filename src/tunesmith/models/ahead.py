@@ -75,7 +75,7 @@ class Ahead:
 
     def _multiply(self, batches: Sequence[Batch]) -> None:
         needed = 2 * self._facts.parameters + ROOM_BYTES
-        if triton_fault(self._device) is not None or torch.cuda.mem_get_info(self._device)[0] < needed:
+        if triton_fault(self._device) is not None or torch.cuda.mem_get_info(self._device.index or 0)[0] < needed:
             return
         products = foreseen_products(self._facts, self._settings, batches)
         # memory, a fault of the driver's: nothing depends on it here, and where something does, the run tells
