@@ -21,6 +21,7 @@ from tunesmith.models.lora import inject
 from tunesmith.spec.training import TrainingSettings
 
 CPU = torch.device("cpu")
+SIZES = {"hidden_size": 64, "num_attention_heads": 2, "num_key_value_heads": 1, "head_dim": 32}
 with_triton = pytest.mark.skipif(not backend.HAS_TRITON, reason="triton is not installed")
 
 
@@ -55,11 +56,7 @@ class Compiled:
 def test_every_kernel_and_product_was_foreseen(
     make_model: MakeModel, monkeypatch: pytest.MonkeyPatch, name: str, layers: int, changes: dict[str, Any]
 ) -> None:
-    facts = inspect_model(
-        make_model(name, hidden_size=64, num_attention_heads=2, num_key_value_heads=1, head_dim=32,
-                   num_hidden_layers=layers, **changes),
-        "test/model",
-    )  # fmt: skip
+    facts = inspect_model(make_model(name, **(SIZES | changes), num_hidden_layers=layers), "test/model")
     settings = TrainingSettings(lora_rank=8, lora_dropout=0.1)
     given = batch([37, 20, 11])
     foreseen = {(one.kernel, *sorted(one.options.items())) for one in foreseen_launches(facts, settings)}
@@ -101,13 +98,16 @@ def test_every_kernel_and_product_was_foreseen(
 
 @with_triton
 def test_what_the_skeleton_does_not_build_is_not_foreseen(make_model: MakeModel) -> None:
-    facts = inspect_model(make_model("mistral"), "test/model")  # with a sliding window
+    facts = inspect_model(make_model("mistral", **SIZES), "test/model")  # with a sliding window
     assert foreseen_launches(facts, TrainingSettings(lora_rank=8)) == []
+    plain = inspect_model(make_model("mistral", **SIZES, sliding_window=None), "test/model")
+    assert foreseen_launches(plain, TrainingSettings(lora_rank=8))
 
 
 @with_triton
 def test_what_loading_will_refuse_is_left_to_it(make_model: MakeModel) -> None:
-    facts = inspect_model(make_model("llama"), "test/model")
+    facts = inspect_model(make_model("llama", **SIZES), "test/model")
+    assert foreseen_launches(facts, TrainingSettings(lora_rank=8))
     assert foreseen_launches(facts, TrainingSettings(lora_rank=8, target_modules=["none_of_its"])) == []
     gone = facts.model_copy(update={"path": "/nowhere"})
     assert foreseen_launches(gone, TrainingSettings(lora_rank=8)) == []
@@ -159,8 +159,7 @@ def test_what_is_done_ahead_leaves_room_and_asks_triton_first(
     make_model: MakeModel, monkeypatch: pytest.MonkeyPatch, fault: str | None, free_bytes: int, compiles: bool,
     multiplies: bool,
 ) -> None:  # fmt: skip
-    sizes = {"hidden_size": 64, "num_attention_heads": 2, "num_key_value_heads": 1, "head_dim": 32}
-    facts = inspect_model(make_model("llama", **sizes), "test/model")
+    facts = inspect_model(make_model("llama", **SIZES), "test/model")
     compiled: list[int] = []
     made: list[Product] = []
     monkeypatch.setattr(ahead, "triton_fault", lambda device: fault)
