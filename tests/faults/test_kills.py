@@ -201,7 +201,7 @@ def test_nothing_is_lost_among_a_bad_store_a_full_disk_and_a_jumping_clock(
         "PYTHONPATH": str(CLOCK), "FAULTS_CLOCK": str(clock),
         "STORE_ACCESS_KEY_ID": "test", "STORE_SECRET_ACCESS_KEY": "test",
     }  # fmt: skip
-    home = Killed(root=(disk or tmp_path) / "home", environment=environment, bucket=bucket)
+    home = Killed(root=(disk or tmp_path) / "home", environment=environment, bucket=bucket, store_lies=True)
     chance = random.Random(SEED + 1)
     luck = random.Random(SEED + 2)  # of its own: requests come from many threads
 
