@@ -1,4 +1,4 @@
-"""Tensors of one safetensors file, read to a device: by threads, through pinned memory, at the page cache's speed.
+"""Tensors of one safetensors file, read to a device: to a GPU by threads, through pinned memory.
 
 In: a checked header (`tensor_file.py`) and names. Out: the tensors in the file's dtype. On a CPU the file is mapped and
 nothing is copied before it is used; to a GPU each reader copies pieces of the file into pinned memory of its own and
