@@ -27,7 +27,7 @@ from tunesmith.files import write_json
 from tunesmith.kernels import lora, rms_norm, rope, swiglu, varlen_attention
 from tunesmith.kernels.backend import Launch, compile_foreseen, forced, foreseeing
 from tunesmith.kernels.cross_entropy import cross_entropy
-from tunesmith.kernels.dropout import site_key, step_key
+from tunesmith.kernels.dropout import site_key, step_key, step_places
 from tunesmith.spec.bench import SHAPES
 
 MODELS = {"8b": "llama-3.1-8b", "1b": "llama-3.2-1b"}
@@ -54,7 +54,7 @@ def values(*sizes: int, dtype: torch.dtype = torch.bfloat16) -> Tensor:
 def projection(features: int, count: int, number: int) -> lora.Projection:
     return lora.Projection(
         a_IK=values(count * RANK, features), count=count, rank=RANK,
-        places_T=torch.arange(TOKENS, device="cuda", dtype=torch.int32), step=step_key(seed=0, step=1),
+        places_T=step_places(torch.arange(TOKENS, device="cuda", dtype=torch.int32), step_key(seed=0, step=1)),
         site=site_key(number), probability=0.05,
     )  # fmt: skip
 
@@ -159,7 +159,8 @@ def cases(model: str) -> Iterator[Case]:
     )  # fmt: skip
     logits = values(1024, shape.vocabulary_size)
     labels = torch.randint(0, shape.vocabulary_size, (1024,), device="cuda")
-    yield Case("cross-entropy", 4 * logits.numel(), lambda launch: cross_entropy(logits, labels, factor=1e-3))
+    factor = torch.full((), 1e-3, device="cuda")
+    yield Case("cross-entropy", 4 * logits.numel(), lambda launch: cross_entropy(logits, labels, factor=factor))
 
 
 def microseconds(run: Callable[[], Any]) -> float:

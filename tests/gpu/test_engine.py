@@ -18,15 +18,17 @@ from tests.cli.conftest import Done, home, tunesmith
 from tests.models.conftest import MakeModel, make_model
 from tests.models.test_decoder import CASES, batch, gradients, off
 from tunesmith.bundled import TRAINING_ROWS
-from tunesmith.models import weights
+from tunesmith.models import decoder_answers, weights
 from tunesmith.models.ahead import Ahead, foreseen_launches
 from tunesmith.models.base import load_base
 from tunesmith.models.decoder import Decoder
+from tunesmith.models.generate import greedy
 from tunesmith.models.inspect import inspect_model
 from tunesmith.models.lora import adapter_parameters, inject, set_dropout_position
 from tunesmith.models.tensor_file import read_header
 from tunesmith.spec.training import TrainingSettings
-from tunesmith.train.step import forward_scores
+from tunesmith.train.optimizer import FlatAdamW
+from tunesmith.train.step import forward_scores, train_step
 
 __all__ = ["home", "make_model", "tunesmith"]
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="there is no GPU")
@@ -115,3 +117,49 @@ def test_all_that_a_step_launches_is_compiled_ahead(make_model: MakeModel) -> No
         decoder.train(batch(lengths), seed=1, step=1, divisor=1)
         decoder.scores(batch(lengths))
     assert {kernel: len(kernel.function.device_caches[0][0]) for kernel in kernels} == before
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_replayed_passes_are_launched_ones_bit_for_bit(make_model: MakeModel, case: str) -> None:
+    name, changes = CASES[case]
+    facts = inspect_model(make_model(name, **(changes | SIZES)), "test/model")
+    settings = TrainingSettings(lora_rank=RANK)
+    given = [[37, 20, 11, 60], [30, 25, 13, 60], [300, 80, 9], [44, 17, 60], [290, 90, 7], [280, 90, 9]]
+    found: list[list[Tensor]] = []
+    for is_on in (False, True):
+        model = load_base(facts, dtype=torch.bfloat16, device=DEVICE)
+        torch.manual_seed(0)
+        inject(model, settings=settings)
+        optimizer = FlatAdamW(adapter_parameters(model), weight_decay=0.0)
+        decoder = Decoder(model, settings=settings)
+        decoder.replays.is_on = is_on
+        found.append([])
+        for step, lengths in enumerate(given, 1):
+            made = [batch(lengths, seed=step), batch(lengths[::-1], offset=500, seed=step + 50)]
+            outcome = train_step(
+                model, optimizer, made, seed=4, step=step, learning_rate=1e-3, max_gradient_norm=1.0, device=DEVICE
+            )
+            found[-1] += [torch.tensor([outcome.loss, outcome.gradient_norm]), optimizer.values_P.detach().cpu()]
+        assert decoder.replays.fault is None
+    assert all(torch.equal(one, other) for one, other in zip(*found, strict=True))
+
+
+def test_answers_from_recorded_steps_are_those_of_launches(
+    make_model: MakeModel, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    facts = inspect_model(make_model("llama", **SIZES), "test/model")
+    model = load_base(facts, dtype=torch.bfloat16, device=DEVICE)
+    settings = TrainingSettings(lora_rank=RANK)
+    inject(model, settings=settings)
+    decoder = Decoder(model, settings=settings)
+    prompts = [[5, 6, 7, 8], list(range(10, 60)), [9]]
+    recorded = greedy(model, prompts, max_new_tokens=30, end_ids=[256])
+    assert decoder.replays.fault is None
+    assert len({tuple(answer) for answer in recorded}) == 3 and len(recorded[0]) > 3
+
+    def refuse(*_: object, **__: object) -> None:
+        raise RuntimeError("not now")
+
+    monkeypatch.setattr(decoder_answers, "Recording", refuse)
+    assert greedy(model, prompts, max_new_tokens=30, end_ids=[256]) == recorded
+    assert decoder.replays.fault == "not now"

@@ -15,7 +15,7 @@ from torch.nn import functional
 from tunesmith.kernels import backend
 from tunesmith.kernels.backend import forced, padded_rank
 from tunesmith.kernels.cross_entropy import cross_entropy, cross_entropy_reference
-from tunesmith.kernels.dropout import column_keys, keep_mask, masked, row_keys, site_key, step_key
+from tunesmith.kernels.dropout import column_keys, keep_mask, masked, row_keys, site_key, step_key, step_places
 from tunesmith.kernels.lora import (
     Gradient,
     Projection,
@@ -77,8 +77,9 @@ def projection(
         a_IK=draw(count * rank, features, seed=11, dtype=dtype, scale=features**-0.5),
         count=count,
         rank=rank,
-        places_T=torch.arange(500, 500 + TOKENS, dtype=torch.int32, device=DEVICE),
-        step=step_key(seed=3, step=9),
+        places_T=step_places(
+            torch.arange(500, 500 + TOKENS, dtype=torch.int32, device=DEVICE), step_key(seed=3, step=9)
+        ),
         site=site_key(5),
         probability=probability,
     )
@@ -290,7 +291,7 @@ def test_cross_entropy_equals_the_reference_and_autograd(dtype: torch.dtype, voc
     with forced("kernels"):
         kept = logits.clone()
         silent_loss, _ = cross_entropy(kept, labels, factor=None)
-        found_loss, found_right = cross_entropy(kernel, labels, factor=0.25)
+        found_loss, found_right = cross_entropy(kernel, labels, factor=torch.tensor(0.25, device=DEVICE))
     assert torch.equal(kept, logits)
     assert torch.equal(silent_loss, found_loss)
     assert off(found_loss, exact_loss.detach()) < 1e-6
@@ -363,7 +364,8 @@ def test_masks_drop_at_the_rate_and_apart_from_each_other() -> None:
     drops = []
     for step, site in ((1, 0), (2, 0), (1, 1)):
         given = Projection(
-            a_IK=torch.empty(0, 512), count=3, rank=16, places_T=torch.arange(2048), step=step_key(seed=0, step=step),
+            a_IK=torch.empty(0, 512), count=3, rank=16,
+            places_T=step_places(torch.arange(2048, dtype=torch.int32), step_key(seed=0, step=step)),
             site=site_key(site), probability=0.05,
         )  # fmt: skip
         drops += [(~given.mask(index)).double() for index in range(3)]

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from tunesmith.data.batch import IGNORE_INDEX, Batch
 from tunesmith.kernels.backend import ROW_MULTIPLE
-from tunesmith.kernels.dropout import site_keep_rate, site_key, site_mask, step_key
+from tunesmith.kernels.dropout import site_keep_rate, site_key, site_mask, step_key, step_places
 from tunesmith.models.decoder import Decoder, why_not
 from tunesmith.models.decoder_answers import CACHE_PLACES, batches_of
 from tunesmith.models.generate import greedy
@@ -109,8 +109,9 @@ def mask_like_the_decoder(model: nn.Module, *, seed: int, step: int) -> None:
             position = module.clock.position
             assert position is not None
             mask = site_mask(
-                torch.arange(x.shape[1]) + position.offset,
-                step=step_key(seed=seed, step=step),
+                step_places(
+                    torch.arange(x.shape[1], dtype=torch.int32) + position.offset, step_key(seed=seed, step=step)
+                ),
                 site=site_key(site),
                 num_features=x.shape[2],
                 count=len(names),

@@ -194,6 +194,27 @@ def test_a_triton_that_fails_is_told_with_the_way_out(make_job: MakeJob, monkeyp
     assert "C compiler" in notice["message"] and "gcc" in notice["hint"]
 
 
+@pytest.mark.slow
+def test_replaying_is_told_and_so_is_its_end(make_job: MakeJob, monkeypatch: pytest.MonkeyPatch) -> None:
+    """That it is switched on where it pays, `tests/train/test_path.py` shows; what it computes, `tests/models`."""
+    observed: list[int] = []
+
+    def observe(path: Any, outcome: Any, *, steps_left: int) -> bool:
+        observed.append(steps_left)
+        return len(observed) == 2
+
+    monkeypatch.setattr(loop.ComputePath, "observe", observe)
+    monkeypatch.setattr(loop.ComputePath, "is_replayed", property(lambda _: len(observed) == 2))
+    monkeypatch.setattr(
+        loop.ComputePath, "replay_fault", property(lambda _: "no memory" if len(observed) > 2 else None)
+    )
+    found = run(make_job())
+    assert observed == list(range(len(observed) - 1, -1, -1))
+    assert [event["is_replayed"] for event in of_kind(found, "path")] == [False, True]
+    notices = [event for event in of_kind(found, "notice") if event["code"] == "NOT_REPLAYED"]
+    assert len(notices) == 1 and "no memory" in notices[0]["message"]
+
+
 def test_faults_are_told_apart() -> None:
     assert is_out_of_memory(GONE) and is_out_of_memory(RuntimeError("CUDA error: out of memory"))
     assert is_out_of_memory(RuntimeError("CUBLAS_STATUS_ALLOC_FAILED when calling cublasCreate"))

@@ -142,7 +142,8 @@ def measured(request: BenchRequest, *, output: Output) -> BenchResult:
 def tell(result: BenchResult, *, output: Output) -> None:
     output.say(f"device       {result.device_name}")
     output.say(f"model        {result.model}, {result.workload} rows")
-    output.say(f"path         {result.path} ({result.path_reason})" + (", compiled" if result.is_compiled else ""))
+    output.say(f"path         {result.path} ({result.path_reason})" + (", compiled" if result.is_compiled else "")
+               + (", passes replayed as CUDA graphs" if result.is_replayed else ""))  # fmt: skip
     share = "" if result.share_of_roofline is None else f", {result.share_of_roofline:.0%} of this device's limit"
     output.say(f"training     {result.tokens_per_second:,.0f} tokens/s{share}")
     if result.evaluation_tokens_per_second is not None:

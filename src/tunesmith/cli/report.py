@@ -135,8 +135,9 @@ class Reporter:
                 self.notice(event)
             case PathEvent():
                 compiled = ", layers compiled at their first use" if event.is_compiled else ""
+                replayed = ", passes replayed as CUDA graphs" if event.is_replayed else ""
                 twice = f", {event.checkpointed_layers} layers computed twice" if event.checkpointed_layers else ""
-                self.say(f"Path: {event.path} ({event.reason}){compiled}{twice}")
+                self.say(f"Path: {event.path} ({event.reason}){compiled}{replayed}{twice}")
             case AttemptEvent() if event.resumed_at > 0:
                 self.say(f"Attempt {event.attempt} goes on after step {event.resumed_at}.")
             case SamplesEvent():

@@ -210,9 +210,9 @@ def _triton_fault(device: torch.device) -> str | None:
 
 
 @jit
-def odd_keys(values, key):
+def odd_keys(values):
     """`dropout._keys_32` in a kernel."""
-    h = values.to(tl.uint32) * 0x9E3779B1 + key.to(tl.uint32)
+    h = values.to(tl.uint32) * 0x9E3779B1
     h = (h ^ (h >> 16)) * 0x7FEB352D
     h = (h ^ (h >> 15)) * 0x846CA68B
     return (h ^ (h >> 16)) | 1
@@ -228,7 +228,19 @@ if _IS_INTERPRETED:  # which knows no assembler
     def pinned(values, like):
         return values
 
+    @jit
+    def made_once(values):
+        return values
+
 else:
+
+    @jit
+    def made_once(values):
+        """The values (float32), computed in one layout and moved where another is wanted. Costs no instruction.
+
+        Without it the compiler may compute them from the start for each layout.
+        """
+        return tl.inline_asm_elementwise("mov.b32 $0, $1;", "=f,f", [values], dtype=tl.float32, is_pure=False, pack=1)
 
     @jit
     def sigmoid(x):

@@ -19,7 +19,7 @@ from tunesmith.kernels.backend import Launch, kernel, runs_triton, tl
 BLOCK = 4096  # of the vocabulary in one pass of the loop
 
 
-def cross_entropy_reference(logits_NV: Tensor, labels_N: Tensor, factor: float | None) -> tuple[Tensor, Tensor]:
+def cross_entropy_reference(logits_NV: Tensor, labels_N: Tensor, factor: Tensor | None) -> tuple[Tensor, Tensor]:
     z_NV = logits_NV.float()
     lse_N = z_NV.logsumexp(-1)
     live_N = labels_N >= 0
@@ -33,23 +33,26 @@ def cross_entropy_reference(logits_NV: Tensor, labels_N: Tensor, factor: float |
     return loss_N, is_right_N
 
 
-def cross_entropy(logits_NV: Tensor, labels_N: Tensor, *, factor: float | None) -> tuple[Tensor, Tensor]:
-    """(loss (N,) float32 in nats, is_right (N,) bool). logits become factor * their gradient, unless it is None."""
+def cross_entropy(logits_NV: Tensor, labels_N: Tensor, *, factor: Tensor | None) -> tuple[Tensor, Tensor]:
+    """(loss (N,) float32 in nats, is_right (N,) bool). logits become factor * their gradient, unless it is None.
+
+    factor: one float32 value where the logits are.
+    """
     if not runs_triton(logits_NV):
         return cross_entropy_reference(logits_NV, labels_N, factor)
     N, V = logits_NV.shape
     loss_N = torch.empty(N, dtype=torch.float32, device=logits_NV.device)
     is_right_N = torch.empty(N, dtype=torch.bool, device=logits_NV.device)
     _cross_entropy[(N,)](
-        logits_NV, labels_N, loss_N, is_right_N, 0.0 if factor is None else float(factor), V,
+        logits_NV, labels_N, loss_N, is_right_N, loss_N if factor is None else factor, V,
         NEEDS_GRADIENT=factor is not None, BLOCK=BLOCK, **Launch(1, BLOCK, 8, 1).options(),
     )  # fmt: skip
     return loss_N, is_right_N
 
 
-@kernel(do_not_specialize=["labels_ptr"])  # they begin anywhere in the batch's one copy
+@kernel(do_not_specialize=["labels_ptr", "factor_ptr"])  # they begin anywhere in the batch's one copy
 def _cross_entropy(
-    logits_ptr, labels_ptr, loss_ptr, right_ptr, factor, V, NEEDS_GRADIENT: tl.constexpr, BLOCK: tl.constexpr
+    logits_ptr, labels_ptr, loss_ptr, right_ptr, factor_ptr, V, NEEDS_GRADIENT: tl.constexpr, BLOCK: tl.constexpr
 ):
     row = tl.program_id(0).to(tl.int64)
     label = tl.load(labels_ptr + row)
@@ -72,7 +75,7 @@ def _cross_entropy(
     tl.store(right_ptr + row, live & (where == label))
     if NEEDS_GRADIENT:
         tl.debug_barrier()  # `value` has been read before the row is overwritten
-        factor = tl.where(live, factor, 0.0)
+        factor = tl.where(live, tl.load(factor_ptr), 0.0)
         for v in range(0, V, BLOCK):
             at = v + tl.arange(0, BLOCK)
             z = tl.load(logits_ptr + at, mask=at < V, other=0.0).to(tl.float32)

@@ -145,11 +145,12 @@ def _masked(
 
 # ---- the fused kernels' formula
 #
-# Rows (a token's place in the step) and columns (a feature of a site) have odd 32-bit keys, made by lowbias32 (Wellons
-# 2018). The hash of an element is h = row * column; h ^= h >> 16; h *= SITE_MULTIPLIER (modulo 2^32); projection j of
-# the site keeps the element where h << (j * bits) is not below the threshold. A site of three has 10 bits a projection,
-# others 16. Six integer operations an element, where a hash with a full finaliser takes ten; 32-bit ones, since a GPU
-# has no 64-bit multiplier. Keys are made in the kernels, from integers: nothing is stored.
+# Rows (a token's place in the step plus the step's key) and columns (a feature plus its site's key) have odd 32-bit
+# keys, made of these sums, modulo 2^32, by lowbias32 (Wellons 2018). The hash of an element is h = row * column;
+# h ^= h >> 16; h *= SITE_MULTIPLIER (modulo 2^32); projection j of the site keeps the element where h << (j * bits) is
+# not below the threshold. A site of three has 10 bits a projection, others 16. Six integer operations an element, where
+# a hash with a full finaliser takes ten; 32-bit ones, since a GPU has no 64-bit multiplier. Keys are made in the
+# kernels, from integers: nothing is stored.
 
 SITE_MULTIPLIER = 0x7FEB352D
 _KEY_GOLDEN = 0x9E3779B1
@@ -183,32 +184,35 @@ def signed_32(value: int) -> int:
 
 
 def step_key(*, seed: int, step: int) -> int:
-    """What all rows of a step share; a signed 32-bit value."""
+    """What all rows of a step are moved by; a signed 32-bit value."""
     return signed_32(mix(mix(seed) ^ step))
 
 
 def site_key(index: int) -> int:
-    """What all columns of site number `index` share; a signed 32-bit value."""
+    """What all columns of site number `index` are moved by; a signed 32-bit value."""
     return signed_32(mix(mix(0x73697465) + index))
 
 
-def _keys_32(values: Tensor, key: int) -> Tensor:
+def step_places(places_T: Tensor, step: Tensor | int) -> Tensor:
+    """int32 places in a step, moved by its `step_key`: kernels see no number that changes from step to step."""
+    return places_T + step
+
+
+def _keys_32(values: Tensor) -> Tensor:
     """Odd 32-bit keys of integers, as int64."""
-    h = (values.long() * _KEY_GOLDEN + (key & _MASK_32)) & _MASK_32
+    h = (values.long() * _KEY_GOLDEN) & _MASK_32
     h = ((h ^ (h >> 16)) * 0x7FEB352D) & _MASK_32
     h = ((h ^ (h >> 15)) * 0x846CA68B) & _MASK_32
     return (h ^ (h >> 16)) | 1
 
 
-def site_mask(
-    places_T: Tensor, *, step: int, site: int, num_features: int, count: int, index: int, probability: float
-) -> Tensor:
+def site_mask(places_T: Tensor, *, site: int, num_features: int, count: int, index: int, probability: float) -> Tensor:
     """(T, K) bool, True where projection `index` of a site of `count` keeps the element.
 
-    places_T: each token's place in the step. step, site: `step_key` and `site_key`.
+    places_T: `step_places`. site: `site_key`.
     """
-    rows_T = _keys_32(places_T, step)
-    columns_K = _keys_32(torch.arange(num_features, device=places_T.device), site)
+    rows_T = _keys_32(places_T)
+    columns_K = _keys_32(torch.arange(num_features, device=places_T.device) + site)
     h = (rows_T[:, None] * columns_K[None, :]) & _MASK_32
     h = ((h ^ (h >> 16)) * SITE_MULTIPLIER) & _MASK_32
     return ((h << (index * site_bits(count))) & _MASK_32) >= site_threshold(probability, count)

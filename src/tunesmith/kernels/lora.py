@@ -19,7 +19,19 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from tunesmith.kernels.backend import Launch, fitting, jit, kernel, odd_keys, pinned, runs_triton, site_hash, tl, triton
+from tunesmith.kernels.backend import (
+    Launch,
+    fitting,
+    jit,
+    kernel,
+    made_once,
+    odd_keys,
+    pinned,
+    runs_triton,
+    site_hash,
+    tl,
+    triton,
+)
 from tunesmith.kernels.dropout import site_bits, site_keep_rate, site_mask, site_threshold
 
 # H200, 8,192 tokens of 4,096 and 2,048 features, rank 32 (benchmarks/bench_kernels.py)
@@ -36,14 +48,14 @@ class Projection:
     """What the adapters of one site need beside their input.
 
     a_IK: A of the projections, one below the other, in the activations' dtype. places_T: int32, each token's place in
-    the step. step, site: keys of the masks (`dropout.step_key`, `site_key`). probability: 0 outside of training.
+    the step, moved by the step's key (`dropout.step_places`). site: `dropout.site_key`. probability: 0 outside of
+    training.
     """
 
     a_IK: Tensor
     count: int
     rank: int
     places_T: Tensor
-    step: int
     site: int
     probability: float
 
@@ -63,7 +75,6 @@ class Projection:
         """(T, K) bool of projection `index`."""
         return site_mask(
             self.places_T,
-            step=self.step,
             site=self.site,
             num_features=self.a_IK.shape[1],
             count=self.count,
@@ -77,7 +88,7 @@ class Projection:
     @staticmethod
     def none(tensor: Tensor) -> Projection:
         """No adapter, for kernels that are handed one whatever comes."""
-        return Projection(a_IK=tensor, count=0, rank=16, places_T=tensor, step=0, site=0, probability=0.0)
+        return Projection(a_IK=tensor, count=0, rank=16, places_T=tensor, site=0, probability=0.0)
 
 
 def project_reference(x_TK: Tensor, projection: Projection) -> Tensor:
@@ -116,7 +127,7 @@ def project(
     parts_STI = torch.empty(splits, T, inner, dtype=torch.float32, device=source_TK.device)
     _forward[(T // launch.rows, splits)](
         source_TK, source_TK if rstd_T is None else rstd_T, source_TK if weight_K is None else weight_K, wide_TL,
-        parts_STI, projection.a_IK, projection.places_T, projection.step, projection.site, T,
+        parts_STI, projection.a_IK, projection.places_T, projection.site, T,
         LDS=source_TK.stride(0), K=K, KS=per_split, LDX=width, G=projection.count, R=projection.rank,
         BITS=projection.bits, THRESHOLD=projection.threshold, HAS_NORM=rstd_T is not None, BM=launch.rows,
         BK=launch.columns, **launch.options(),
@@ -205,7 +216,7 @@ def project_backward(
         source_TK if dx_TK is None else dx_TK, du_TI, source_TK,
         source_TK if rstd_T is None else rstd_T, source_TK if weight_K is None else weight_K,
         projection.a_IK, source_TK if out_TK is None else out_TK, parts_SIK, projection.places_T,
-        projection.step, projection.site, projection.scale, per_split, T,
+        projection.site, projection.scale, per_split, T,
         LDDX=0 if dx_TK is None else dx_TK.stride(0), LDDU=du_TI.stride(0), K=K, G=projection.count,
         R=projection.rank, BITS=projection.bits, THRESHOLD=projection.threshold, HAS_NORM=rstd_T is not None,
         NEEDS_DX=dx_TK is not None, BM=launch.rows, BK=launch.columns, **launch.options(),
@@ -243,9 +254,9 @@ def add_parts(parts_SIK: Tensor, gradients: Sequence[Gradient | None], *, rank: 
     )  # fmt: skip
 
 
-@kernel(do_not_specialize=["step", "site", "tokens"])
+@kernel(do_not_specialize=["site", "tokens"])
 def _forward(
-    source_ptr, rstd_ptr, weight_ptr, wide_ptr, parts_ptr, a_ptr, places_ptr, step, site, tokens,
+    source_ptr, rstd_ptr, weight_ptr, wide_ptr, parts_ptr, a_ptr, places_ptr, site, tokens,
     LDS: tl.constexpr, K: tl.constexpr, KS: tl.constexpr, LDX: tl.constexpr, G: tl.constexpr, R: tl.constexpr,
     BITS: tl.constexpr, THRESHOLD: tl.constexpr, HAS_NORM: tl.constexpr, BM: tl.constexpr, BK: tl.constexpr,
 ):  # fmt: skip
@@ -258,7 +269,7 @@ def _forward(
     if HAS_NORM:
         rstd = tl.load(rstd_ptr + first + rows)
     if THRESHOLD > 0:
-        keys = odd_keys(tl.load(places_ptr + first + rows), step)
+        keys = odd_keys(tl.load(places_ptr + first + rows))
     inner = tl.arange(0, R)
     u0 = tl.zeros((BM, R), tl.float32)
     u1 = tl.zeros((BM, R), tl.float32)
@@ -268,13 +279,13 @@ def _forward(
         x = tl.load(source_ptr + rows[:, None] * LDS + columns[None, :])
         if HAS_NORM:
             weight = tl.load(weight_ptr + columns).to(tl.float32)
-            x = (x.to(tl.float32) * rstd[:, None] * weight[None, :]).to(x.dtype)
+            x = made_once(x.to(tl.float32) * rstd[:, None] * weight[None, :]).to(x.dtype)
         tl.store(wide_ptr + rows[:, None] * LDX + columns[None, :], x)
         if G > 0:
             a = a_ptr + inner[None, :] * K + columns[:, None]
             kept = x
             if THRESHOLD > 0:
-                bits = site_hash(keys, odd_keys(columns, site))
+                bits = site_hash(keys, odd_keys(columns + site))
                 kept = tl.where(bits >= THRESHOLD, x, 0.0)
             u0 = tl.dot(kept, tl.load(a), u0, input_precision="ieee")
         if G > 1:
@@ -312,9 +323,9 @@ def _gather(
         tl.store(inner_ptr + rows * INNER + columns, total, mask=columns < INNER)
 
 
-@kernel(do_not_specialize=["step", "site", "per_split", "tokens"])
+@kernel(do_not_specialize=["site", "per_split", "tokens"])
 def _backward(
-    dx_ptr, du_ptr, source_ptr, rstd_ptr, weight_ptr, a_ptr, out_ptr, parts_ptr, places_ptr, step, site, scale,
+    dx_ptr, du_ptr, source_ptr, rstd_ptr, weight_ptr, a_ptr, out_ptr, parts_ptr, places_ptr, site, scale,
     per_split, tokens,
     LDDX: tl.constexpr, LDDU: tl.constexpr, K: tl.constexpr, G: tl.constexpr, R: tl.constexpr, BITS: tl.constexpr,
     THRESHOLD: tl.constexpr, HAS_NORM: tl.constexpr, NEEDS_DX: tl.constexpr, BM: tl.constexpr, BK: tl.constexpr,
@@ -327,7 +338,7 @@ def _backward(
     split = tl.program_id(1).to(tl.int64)
     inner = tl.arange(0, R)
     rows = tl.arange(0, BM)
-    column_keys = odd_keys(columns, site)
+    column_keys = odd_keys(columns + site)
     a0 = tl.load(a_ptr + inner[:, None] * K + columns[None, :])
     da0 = tl.zeros((BK, R), tl.float32)
     if G > 1:
@@ -358,7 +369,7 @@ def _backward(
             x = (x.to(tl.float32) * tl.load(rstd_ptr + local)[:, None] * weight[None, :]).to(x.dtype)
         kept = x
         if THRESHOLD > 0:
-            bits = site_hash(odd_keys(tl.load(places_ptr + local), step), column_keys)
+            bits = site_hash(odd_keys(tl.load(places_ptr + local)), column_keys)
             if NEEDS_DX:
                 bits = pinned(bits, through)
             keep = bits >= THRESHOLD

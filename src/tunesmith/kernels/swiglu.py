@@ -20,7 +20,18 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from tunesmith.kernels.backend import Launch, fitting, kernel, odd_keys, pinned, runs_triton, sigmoid, site_hash, tl
+from tunesmith.kernels.backend import (
+    Launch,
+    fitting,
+    kernel,
+    made_once,
+    odd_keys,
+    pinned,
+    runs_triton,
+    sigmoid,
+    site_hash,
+    tl,
+)
 from tunesmith.kernels.lora import Gradient, Projection, add_parts, project_reference, split_tokens
 
 # H200, 8,192 tokens of 14,336 features, rank 32 (benchmarks/bench_kernels.py)
@@ -51,8 +62,7 @@ def swiglu_project(
     inner_TR = torch.empty(T, projection.rank, dtype=gate_up_TH.dtype, device=gate_up_TH.device)
     launch = fitting(launch, columns=F)
     _forward[(T // launch.rows,)](
-        gate_up_TH, wide_TL, inner_TR, projection.a_IK, projection.places_T, projection.step, projection.site,
-        projection.scale,
+        gate_up_TH, wide_TL, inner_TR, projection.a_IK, projection.places_T, projection.site, projection.scale,
         F=F, LDX=width, R=projection.rank, THRESHOLD=projection.threshold, BM=launch.rows, BK=launch.columns,
         PAD=width - F - projection.rank, **launch.options(),
     )  # fmt: skip
@@ -109,8 +119,8 @@ def swiglu_backward(
     d_TH = torch.empty_like(gate_up_TH)
     parts = torch.empty(splits, 3 * R, F, dtype=torch.float32, device=gate_up_TH.device)
     _backward[(F // launch.columns, splits)](
-        dx_TF, du_TR, gate_up_TH, inner_TI, projection.a_IK, d_TH, parts, projection.places_T, projection.step,
-        projection.site, projection.scale, per_split, T,
+        dx_TF, du_TR, gate_up_TH, inner_TI, projection.a_IK, d_TH, parts, projection.places_T, projection.site,
+        projection.scale, per_split, T,
         LDDX=dx_TF.stride(0), LDDU=du_TR.stride(0), F=F, R=R, THRESHOLD=projection.threshold, BM=launch.rows,
         BK=launch.columns, **launch.options(),
     )  # fmt: skip
@@ -118,9 +128,9 @@ def swiglu_backward(
     return d_TH
 
 
-@kernel(do_not_specialize=["step", "site"])
+@kernel(do_not_specialize=["site"])
 def _forward(
-    gate_up_ptr, wide_ptr, inner_ptr, a_ptr, places_ptr, step, site, scale,
+    gate_up_ptr, wide_ptr, inner_ptr, a_ptr, places_ptr, site, scale,
     F: tl.constexpr, LDX: tl.constexpr, R: tl.constexpr, THRESHOLD: tl.constexpr, BM: tl.constexpr, BK: tl.constexpr,
     PAD: tl.constexpr,
 ):  # fmt: skip
@@ -129,17 +139,17 @@ def _forward(
     gate_up_ptr += first * (2 * F)
     wide_ptr += first * LDX
     if THRESHOLD > 0:
-        keys = odd_keys(tl.load(places_ptr + first + rows), step)
+        keys = odd_keys(tl.load(places_ptr + first + rows))
     inner = tl.arange(0, R)
     u = tl.zeros((BM, R), tl.float32)
     for k in range(0, F, BK):
         columns = k + tl.arange(0, BK)
         at = gate_up_ptr + rows[:, None] * (2 * F) + columns[None, :]
         gate = tl.load(at).to(tl.float32)
-        x = (gate * sigmoid(gate) * tl.load(at + F).to(tl.float32)).to(wide_ptr.dtype.element_ty)
+        x = made_once(gate * sigmoid(gate) * tl.load(at + F).to(tl.float32)).to(wide_ptr.dtype.element_ty)
         tl.store(wide_ptr + rows[:, None] * LDX + columns[None, :], x)
         if THRESHOLD > 0:
-            x = tl.where(site_hash(keys, odd_keys(columns, site)) >= THRESHOLD, x, 0.0)
+            x = tl.where(site_hash(keys, odd_keys(columns + site)) >= THRESHOLD, x, 0.0)
         u = tl.dot(x, tl.load(a_ptr + inner[None, :] * F + columns[:, None]), u, input_precision="ieee")
     tl.store(wide_ptr + rows[:, None] * LDX + F + inner[None, :], u * scale)
     tl.store(inner_ptr + (first + rows[:, None]) * R + inner[None, :], u * scale)
@@ -149,9 +159,9 @@ def _forward(
         tl.store(place, tl.zeros((BM, 16), tl.float32), mask=(at < PAD)[None, :])
 
 
-@kernel(do_not_specialize=["step", "site", "per_split", "tokens"])
+@kernel(do_not_specialize=["site", "per_split", "tokens"])
 def _backward(
-    dx_ptr, du_ptr, gate_up_ptr, inner_ptr, a_ptr, out_ptr, parts_ptr, places_ptr, step, site, scale, per_split,
+    dx_ptr, du_ptr, gate_up_ptr, inner_ptr, a_ptr, out_ptr, parts_ptr, places_ptr, site, scale, per_split,
     tokens,
     LDDX: tl.constexpr, LDDU: tl.constexpr, F: tl.constexpr, R: tl.constexpr, THRESHOLD: tl.constexpr,
     BM: tl.constexpr, BK: tl.constexpr,
@@ -160,7 +170,7 @@ def _backward(
     split = tl.program_id(1).to(tl.int64)
     rank = tl.arange(0, R)
     rows = tl.arange(0, BM)
-    column_keys = odd_keys(columns, site)
+    column_keys = odd_keys(columns + site)
     a = tl.load(a_ptr + rank[:, None] * F + columns[None, :])
     da = tl.zeros((BK, R), tl.float32)  # transposed sums: see `lora._backward`
     db_gate = tl.zeros((BK, R), tl.float32)
@@ -184,7 +194,7 @@ def _backward(
         silu = gate * open_
         x = silu * up
         if THRESHOLD > 0:
-            keep = site_hash(odd_keys(tl.load(places_ptr + local), step), column_keys) >= THRESHOLD
+            keep = site_hash(odd_keys(tl.load(places_ptr + local)), column_keys) >= THRESHOLD
             x = tl.where(keep, x, 0.0)
             through = tl.where(keep, through, 0.0)
         da = tl.dot(tl.trans(x.to(a.dtype)), du, da, input_precision="ieee")

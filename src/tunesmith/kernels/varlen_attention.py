@@ -41,7 +41,7 @@ class Documents(NamedTuple):
     queries, keys: (n + 1,) cumulative. query_blocks: (blocks, 6) int32 for FORWARD.rows tokens a tile: first query, how
     many, the place of the first among its document's keys, the document's first key, its keys, and how many of those
     have no query. key_blocks: (blocks, 6) for KEY_BACKWARD.columns keys a tile: first key, how many, its place in the
-    document, the document's first query, its queries, and the same.
+    document, the document's first query, its queries, and the same. A block of none is passed by.
     """
 
     queries: np.ndarray
@@ -208,6 +208,8 @@ def _attend(
     group = tl.program_id(1)
     first = tl.load(blocks_ptr).to(tl.int64)
     count = tl.load(blocks_ptr + 1)
+    if count == 0:
+        return
     place = tl.load(blocks_ptr + 2)
     key = tl.load(blocks_ptr + 3).to(tl.int64)
     row = tl.arange(0, BT * RP)
@@ -268,6 +270,8 @@ def _backward_queries(
     group = tl.program_id(1)
     first = tl.load(blocks_ptr).to(tl.int64)
     count = tl.load(blocks_ptr + 1)
+    if count == 0:
+        return
     place = tl.load(blocks_ptr + 2)
     key = tl.load(blocks_ptr + 3).to(tl.int64)
     row = tl.arange(0, BT * RP)
@@ -335,6 +339,8 @@ def _backward_keys(
     group = tl.program_id(1)
     key = tl.load(blocks_ptr).to(tl.int64)
     count = tl.load(blocks_ptr + 1)
+    if count == 0:
+        return
     place = tl.load(blocks_ptr + 2)
     first = tl.load(blocks_ptr + 3).to(tl.int64)
     queries = tl.load(blocks_ptr + 4)

@@ -13,7 +13,7 @@ generation, checkpoints) goes on seeing that model. What makes it fast, and keep
 Supported: RMSNorm, grouped queries, static rope scalings, SwiGLU, biases of projections, norms of q and k, sliding
 windows, tied heads. What it does not claim, `why_not` names; the generic path takes it.
 
-Dimensions: T tokens (padded to ROW_MULTIPLE), Q tokens the last layer goes on with, N labelled positions, D hidden
+Dimensions: T tokens (padded), Q tokens the last layer goes on with, N labelled positions, D hidden
 size, F intermediate size, H and G query and key-value heads, E half a head; O outputs and K inputs of a site, L its
 width, R padded rank.
 """
@@ -28,8 +28,8 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from tunesmith.data.batch import IGNORE_INDEX, Batch
-from tunesmith.kernels.backend import ROW_MULTIPLE, padded_rank
+from tunesmith.data.batch import Batch
+from tunesmith.kernels.backend import padded_rank
 from tunesmith.kernels.cross_entropy import cross_entropy
 from tunesmith.kernels.dropout import site_key, step_key
 from tunesmith.kernels.lora import Gradient, Projection, project, project_backward
@@ -37,19 +37,16 @@ from tunesmith.kernels.rms_norm import Normed, rms_norm_backward, rms_norm_proje
 from tunesmith.kernels.rope import rotate, rotate_backward
 from tunesmith.kernels.spread import Move, Spread
 from tunesmith.kernels.swiglu import swiglu_backward, swiglu_project
-from tunesmith.kernels.varlen_attention import Documents, attend, attend_backward, tables
+from tunesmith.kernels.varlen_attention import attend, attend_backward
+from tunesmith.models.decoder_inputs import Inputs, Laid, lay
 from tunesmith.models.lora import LoraLinear
 from tunesmith.models.loss import CHUNK_VALUES_CPU, CHUNK_VALUES_GPU, HeadLoss
+from tunesmith.models.replay import Replays
 from tunesmith.spec.paths import FAST_LARGEST_RANK, FAST_MODEL_TYPES, FAST_ROPE_KINDS, HEAD_SIZES, SIZE_MULTIPLE
 from tunesmith.spec.training import TrainingSettings
 
 _DECODER = "tunesmith_decoder"
 WIDTH_MULTIPLE = 64  # of a site's inner columns: products stay aligned
-# Products of a size that was not seen before are looked up and their kernel loaded, which takes tenths of a second:
-# what the last layer and the head go on with is rounded up, too, and batches of many tokens more than small ones.
-TAIL_MULTIPLE = 512
-LABELS_MULTIPLE = 256
-MANY_TOKENS = 4096
 
 
 def why_not(model: nn.Module, settings: TrainingSettings) -> str | None:
@@ -120,15 +117,14 @@ class Site:
             b_moves.append(Move(source=adapter.lora_B.data, into=self.wide_OL[part, columns], factor=adapter.scaling))
         return a_moves, b_moves
 
-    def projection(self, dropout: Dropout, places_T: Tensor) -> Projection:
+    def projection(self, dropout: float, places_T: Tensor) -> Projection:
         return Projection(
             a_IK=self.a_IK,
             count=self.count,
             rank=self.rank,
             places_T=places_T,
-            step=dropout.step,
             site=self.key,
-            probability=dropout.probability,
+            probability=dropout,
         )
 
     def product(self, wide_TL: Tensor, part: slice = slice(None)) -> Tensor:
@@ -178,13 +174,7 @@ def _gradient(parameter: nn.Parameter) -> Tensor:
     return parameter.grad
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Dropout:
-    step: int
-    probability: float
-
-
-OFF = Dropout(step=0, probability=0.0)
+OFF = 0.0  # dropout
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -202,34 +192,6 @@ class Layer:
     @property
     def sites(self) -> tuple[Site, ...]:
         return self.qkv, self.out, self.gate_up, self.down
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Inputs:
-    """One batch on the device. tail_Q: the tokens that the last layer goes on with, a suffix of each document.
-
-    labelled_N: which of those carry a label, filled up to a multiple; labels_N, IGNORE_INDEX in the filling.
-    positions_N: the labelled ones' places among the T tokens, without filling.
-    """
-
-    tokens_T: Tensor
-    places_T: Tensor
-    cos_TE: Tensor
-    sin_TE: Tensor
-    documents: Documents
-    tail_Q: Tensor
-    tail_documents: Documents
-    labelled_N: Tensor
-    positions_N: Tensor
-    labels_N: Tensor
-
-    @property
-    def angles(self) -> tuple[Tensor, Tensor]:
-        return self.cos_TE, self.sin_TE
-
-    @property
-    def tail_angles(self) -> tuple[Tensor, Tensor]:
-        return self.cos_TE[self.tail_Q], self.sin_TE[self.tail_Q]
 
 
 class Decoder:
@@ -261,9 +223,12 @@ class Decoder:
             self._layer(layer, number, rank=settings.lora_rank, window=window)
             for number, layer in enumerate(body.layers)
         ]
+        self.window = next((layer.window for layer in self.layers if layer.window is not None), None)
         self.device = self.embedding_VD.device
-        self._prepared: dict[int, tuple[Batch, Inputs]] = {}
+        self.replays = Replays(self._pass, device=self.device)
+        self._prepared: dict[int, tuple[Batch, Laid]] = {}
         self._seen = 0
+        self._adapter = next(found for layer in self.layers for site in layer.sites for found in site.adapters if found)
         self._a = self._b = Spread([])
         self.refresh(is_enabled=True)
         model.__dict__[_DECODER] = self
@@ -296,9 +261,8 @@ class Decoder:
     @torch.no_grad()
     def refresh(self, *, is_enabled: bool) -> None:
         """Take the adapters' values over; call it after they change. is_enabled False: the base without them."""
-        adapter = next(found for layer in self.layers for site in layer.sites for found in site.adapters if found)
-        if adapter.lora_A.data_ptr() != self._seen:  # an optimiser has moved them since
-            self._seen = adapter.lora_A.data_ptr()
+        if self._adapter.lora_A.data_ptr() != self._seen:  # an optimiser has moved them since
+            self._seen = self._adapter.lora_A.data_ptr()
             moves = [site.moves() for layer in self.layers for site in layer.sites]
             self._a = Spread([move for a_moves, _ in moves for move in a_moves])
             self._b = Spread([move for _, b_moves in moves for move in b_moves])
@@ -309,75 +273,38 @@ class Decoder:
 
     def prepare(self, batch: Batch) -> None:
         """Make a batch's inputs now, while the device is busy; the next `train` of this very batch uses them."""
-        self._prepared[id(batch)] = (batch, self.inputs(batch))
+        self._prepared[id(batch)] = (batch, self.lay(batch))
 
     def forget(self) -> None:
         """Drop what was prepared."""
         self._prepared.clear()
 
-    def _inputs(self, batch: Batch) -> Inputs:
-        found = self._prepared.pop(id(batch), None)
-        return self.inputs(batch) if found is None else found[1]
+    def lay(self, batch: Batch) -> Laid:
+        return lay(batch, device=self.device, window=self.window)
 
     def inputs(self, batch: Batch) -> Inputs:
-        """Pad with a document of its own to a multiple, find the tails, and move all to the device at once."""
-        boundaries = batch.boundaries.astype(np.int64)
-        real = int(boundaries[-1])
-        padding = -real % (ROW_MULTIPLE if real < MANY_TOKENS else 2 * ROW_MULTIPLE)
-        if padding:
-            boundaries = np.append(boundaries, real + padding)
-        labels = np.append(batch.labels_T, np.full(padding, IGNORE_INDEX))
-        labelled = np.flatnonzero(labels != IGNORE_INDEX)
-        filling = np.zeros(-len(labelled) % LABELS_MULTIPLE, np.int64)
-        lengths = _tail_lengths(boundaries, labelled)
-        queries = np.append(0, np.cumsum(lengths))
-        tail = np.arange(queries[-1]) + np.repeat(boundaries[1:] - queries[1:], lengths)
-        place = np.zeros(real + padding, np.int64)
-        place[tail] = np.arange(len(tail))
-        blocks = (*tables(boundaries, boundaries), *tables(queries, boundaries))
-        wide = [
-            np.append(batch.tokens_T, np.zeros(padding, np.int64)),
-            tail,
-            np.append(place[labelled], filling),
-            labelled,
-            np.append(labels[labelled], filling + IGNORE_INDEX),
-        ]
-        narrow = [
-            np.append(batch.positions_T, np.arange(padding)),
-            np.arange(real + padding) + batch.offset_in_step,
-            *(table.ravel() for table in blocks),
-        ]
-        tokens, tail_Q, labelled_N, positions_N, labels_N = self._moved(wide, np.int64)
-        positions_T, places_T, *flat = self._moved(narrow, np.int32)
-        angles_TE = positions_T.float()[:, None] * self.frequencies_E
-        query_blocks, key_blocks, tail_query_blocks, tail_key_blocks = (table.view(-1, 6) for table in flat)
-        return Inputs(
-            tokens_T=tokens,
-            places_T=places_T,
-            cos_TE=angles_TE.cos() * self.angle_scale,
-            sin_TE=angles_TE.sin() * self.angle_scale,
-            documents=Documents(boundaries, boundaries, query_blocks, key_blocks),
-            tail_Q=tail_Q,
-            tail_documents=Documents(queries, boundaries, tail_query_blocks, tail_key_blocks),
-            labelled_N=labelled_N,
-            positions_N=positions_N,
-            labels_N=labels_N,
-        )
-
-    def _moved(self, parts: list[np.ndarray], dtype: type) -> tuple[Tensor, ...]:
-        """Parts on the device, in one copy that nothing waits for."""
-        packed = torch.from_numpy(np.concatenate(parts).astype(dtype, copy=False))
-        if self.device.type == "cuda":
-            packed = packed.pin_memory()
-        return packed.to(self.device, non_blocking=True).split([len(part) for part in parts])
+        """For a pass without dropout."""
+        return self.lay(batch).inputs(self.frequencies_E, self.angle_scale)
 
     # ---- whole passes
 
     @torch.no_grad()
     def train(self, batch: Batch, *, seed: int, step: int, divisor: int) -> Tensor:
-        """Summed loss of one micro-batch; the gradients of loss / divisor are added to the adapters'."""
-        inputs = self._inputs(batch)
-        dropout = Dropout(step=step_key(seed=seed, step=step), probability=self.dropout)
+        """Summed loss of one micro-batch; the gradients of loss / divisor are added to the adapters'.
+
+        The loss is to be used before the next call: a replayed one lies where that puts its own.
+        """
+        found = self._prepared.pop(id(batch), None)
+        laid = self.lay(batch) if found is None else found[1]
+        key = torch.full((), step_key(seed=seed, step=step), dtype=torch.int32, device=self.device)
+        factor = torch.full((), 1.0 / divisor, device=self.device)
+        gradient = self._adapter.lora_A.grad
+        if gradient is None:  # it is made in the pass, so what is launched is not what is launched later
+            return self._pass(laid, key, factor)
+        return self.replays.run(laid, key, factor, state=(self.recomputed, gradient.data_ptr()))
+
+    def _pass(self, laid: Laid, step: Tensor, factor: Tensor) -> Tensor:
+        inputs, dropout = laid.inputs(self.frequencies_E, self.angle_scale, step=step), self.dropout
         h_TD, delta_TD = self.embedding_VD[inputs.tokens_T], None
         last = len(self.layers) - 1
         kept: list[Any] = []
@@ -388,7 +315,7 @@ class Decoder:
             del saved, before
         normed = rms_norm_project(h_TD, delta_TD, self.norm_D, None, eps=self.eps, width=h_TD.shape[1])
         hidden_ND = normed.wide_TL[inputs.labelled_N]
-        nll_N, _, d_ND = self._head(hidden_ND, inputs.labels_N, factor=1.0 / divisor)
+        nll_N, _, d_ND = self._head(hidden_ND, inputs.labels_N, factor=factor)
         d_QD = torch.zeros_like(normed.h_TK)
         d_QD.index_add_(0, inputs.labelled_N, d_ND)  # the filling adds zeros to a row that may have a label
         d_QD = rms_norm_backward(d_QD, normed.h_TK, self.norm_D, normed.rstd_T, None)
@@ -408,18 +335,20 @@ class Decoder:
     @torch.no_grad()
     def scores(self, batch: Batch) -> HeadLoss:
         """Loss and hits at labelled positions, dropout off."""
-        inputs = self.inputs(batch)
+        laid = self.lay(batch)
+        inputs = laid.inputs(self.frequencies_E, self.angle_scale)
         h_TD, delta_TD = self.embedding_VD[inputs.tokens_T], None
         for number, layer in enumerate(self.layers):
             is_last = number == len(self.layers) - 1
             h_TD, delta_TD, _ = self.forward(layer, h_TD, delta_TD, inputs, OFF, is_last=is_last)
         normed = rms_norm_project(h_TD, delta_TD, self.norm_D, None, eps=self.eps, width=h_TD.shape[1])
         nll_N, is_right_N, _ = self._head(normed.wide_TL[inputs.labelled_N], inputs.labels_N, factor=None)
-        count = len(inputs.positions_N)
-        nll_N, is_right_N = nll_N[:count], is_right_N[:count]
-        return HeadLoss(loss_sum=nll_N.sum(), positions_N=inputs.positions_N, nll_N=nll_N, is_right_N=is_right_N)
+        positions_N, nll_N, is_right_N = (
+            tensor[: laid.num_labels] for tensor in (inputs.positions_N, nll_N, is_right_N)
+        )
+        return HeadLoss(loss_sum=nll_N.sum(), positions_N=positions_N, nll_N=nll_N, is_right_N=is_right_N)
 
-    def _head(self, hidden_ND: Tensor, labels_N: Tensor, *, factor: float | None) -> tuple[Tensor, Tensor, Tensor]:
+    def _head(self, hidden_ND: Tensor, labels_N: Tensor, *, factor: Tensor | None) -> tuple[Tensor, Tensor, Tensor]:
         """(loss (N,), is_right (N,), gradient of the hidden states where factor is given), a chunk of logits a time."""
         values = CHUNK_VALUES_GPU if hidden_ND.is_cuda else CHUNK_VALUES_CPU
         chunk = max(1, values // self.head_VD.shape[0])
@@ -439,7 +368,7 @@ class Decoder:
     # ---- one layer
 
     def forward(
-        self, layer: Layer, h_TD: Tensor, delta_TD: Tensor | None, inputs: Inputs, dropout: Dropout, *, is_last: bool
+        self, layer: Layer, h_TD: Tensor, delta_TD: Tensor | None, inputs: Inputs, dropout: float, *, is_last: bool
     ) -> tuple[Tensor, Tensor, Any]:
         """(residual, what is still to be added to it, what the backward pass needs)."""
         places, cos, sin = inputs.places_T, inputs.cos_TE, inputs.sin_TE
@@ -461,7 +390,7 @@ class Decoder:
         q_QHD = q.view(-1, self.heads, self.head_dim)
         k_TGD = keys.view(-1, self.kv_heads, self.head_dim)
         v_TGD = kv[:, self.kv_size :].view(-1, self.kv_heads, self.head_dim)
-        window = layer.window if layer.window is not None and layer.window < documents.longest else None
+        window = layer.window if inputs.is_windowed else None
         out_QHD, lse_QH = attend(q_QHD, k_TGD, v_TGD, documents, scale=self.scale, window=window)
         second, inner_out, gate_up, inner_down, delta = self.after_attention(
             layer, residual_QD, out_QHD.reshape(-1, self.q_size), dropout, tail_places
@@ -487,7 +416,7 @@ class Decoder:
         return turned, keys
 
     def after_attention(
-        self, layer: Layer, residual_QD: Tensor, out_QX: Tensor, dropout: Dropout, places_Q: Tensor
+        self, layer: Layer, residual_QD: Tensor, out_QX: Tensor, dropout: float, places_Q: Tensor
     ) -> tuple[Normed, Tensor, Tensor, Tensor, Tensor]:
         """(second norm, inner values of o, gate and up, inner values of down, what is to be added to the residual)."""
         wide, inner_out = project(out_QX, layer.out.projection(dropout, places_Q), width=layer.out.width)
@@ -509,7 +438,7 @@ class Decoder:
         d_QD: Tensor,
         saved: Any,
         inputs: Inputs,
-        dropout: Dropout,
+        dropout: float,
         *,
         is_last: bool,
         needs_dx: bool,
@@ -576,23 +505,3 @@ class Decoder:
         if d_normed is None:
             return d_QD
         return rms_norm_backward(d_normed, h_TD, layer.first_norm, rstd_T, residual)
-
-
-def _tail_lengths(boundaries: np.ndarray, labelled: np.ndarray) -> np.ndarray:
-    """Tokens of each document from its first label on (at least its last token), lengthened to a multiple of rows.
-
-    Where that is more than there is, to all tokens.
-    """
-    starts, ends = boundaries[:-1], boundaries[1:]
-    found = np.searchsorted(labelled, starts)
-    first = np.append(labelled, boundaries[-1])[found]
-    lengths = ends - np.minimum(np.maximum(first, starts), ends - 1)
-    room = (ends - starts) - lengths
-    missing = -int(lengths.sum()) % TAIL_MULTIPLE
-    for number in np.argsort(-room, kind="stable").tolist():
-        if not missing:
-            break
-        more = min(missing, int(room[number]))
-        lengths[number] += more
-        missing -= more
-    return lengths

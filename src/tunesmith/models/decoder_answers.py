@@ -2,7 +2,7 @@
 
 In come token ids of rendered prompts and a `Decoder`, refreshed for the adapter or for the base. Out come the answers
 of `generate.greedy`, which hands over to this where a model has a decoder. A step reads the weights once whatever the
-number of answers, and takes about twenty launches a layer.
+number of answers, and takes about twenty launches a layer: on a GPU they are recorded and replayed.
 
 Dimensions: T tokens of all prompts, B prompts of a batch, C places of a cache, G key-value heads, N query heads of
 each, D head_dim; R rows of a pass (B filled up to ROW_MULTIPLE).
@@ -20,6 +20,7 @@ from tunesmith.data.batch import IGNORE_INDEX, Batch
 from tunesmith.kernels.backend import ROW_MULTIPLE
 from tunesmith.kernels.rms_norm import rms_norm_project
 from tunesmith.models.decoder import OFF, Decoder, Layer
+from tunesmith.models.replay import Recording
 
 CACHE_PLACES = 32_768  # of all prompts of a batch: 4 GB of keys and values of an 8B model
 
@@ -67,6 +68,9 @@ class _Decoding:
         self._lengths_B = torch.tensor([len(prompt) for prompt in prompts], device=decoder.device)
         self._rows_B = torch.arange(len(prompts), device=decoder.device)
         self._places_C = torch.arange(places, device=decoder.device)
+        self._tokens_B = torch.zeros_like(self._rows_B)
+        self._recording: Recording | None = None
+        self._is_first = True
         # without dropout no kernel looks at them
         self._positions_R = torch.zeros(ROW_MULTIPLE, dtype=torch.int32, device=decoder.device)
 
@@ -90,9 +94,20 @@ class _Decoding:
         return normed.wide_TL[inputs.labelled_N[: len(lengths)]] @ decoder.head_VD.t()
 
     def step(self, tokens_B: Tensor) -> Tensor:
-        """Logits (B, V) after one token more of each answer."""
-        decoder, count = self._decoder, len(tokens_B)
-        tokens_R = torch.nn.functional.pad(tokens_B, (0, ROW_MULTIPLE - count))
+        """Logits (B, V) after one token more of each answer; the next step writes over them."""
+        self._tokens_B.copy_(tokens_B)
+        is_first, self._is_first = self._is_first, False  # which loads kernels, and that cannot be recorded
+        if self._decoder.device.type == "cuda" and not is_first and self._decoder.replays.fault is None:
+            try:
+                self._recording = self._recording or Recording(self._step, device=self._decoder.device)
+                return self._recording.replay()
+            except RuntimeError as error:
+                self._decoder.replays.fail(error)
+        return self._step()
+
+    def _step(self) -> Tensor:
+        decoder, count = self._decoder, len(self._tokens_B)
+        tokens_R = torch.nn.functional.pad(self._tokens_B, (0, ROW_MULTIPLE - count))
         lengths_R = torch.nn.functional.pad(self._lengths_B, (0, ROW_MULTIPLE - count))
         angles_RE = lengths_R.float()[:, None] * decoder.frequencies_E
         angles = angles_RE.cos() * decoder.angle_scale, angles_RE.sin() * decoder.angle_scale
@@ -112,7 +127,7 @@ class _Decoding:
             out_RX[:count] = self._attended(layer, q[:count], keys, values)
             second, _, _, _, delta_RD = decoder.after_attention(layer, first.h_TK, out_RX, OFF, self._positions_R)
             h_RD = second.h_TK
-        self._lengths_B = self._lengths_B + 1
+        self._lengths_B.add_(1)
         normed = rms_norm_project(h_RD, delta_RD, decoder.norm_D, None, eps=decoder.eps, width=h_RD.shape[1])
         return normed.wide_TL[:count] @ decoder.head_VD.t()
 

@@ -82,6 +82,7 @@ class BenchResult(Spec):
     path: str
     path_reason: str
     is_compiled: bool
+    is_replayed: bool = Field(description="Passes are recorded as CUDA graphs and replayed.")
     tokens_per_second: float = Field(description="Real tokens, from step 5 to the last.")
     steps: int
     seconds: float

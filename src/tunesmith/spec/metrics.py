@@ -155,6 +155,7 @@ class PathEvent(Event):
     path: Literal["fast", "generic"]
     reason: str
     is_compiled: bool
+    is_replayed: bool = Field(False, description="Passes are recorded as CUDA graphs and replayed.")
     micro_batch_size: int
     checkpointed_layers: int
 

@@ -30,6 +30,7 @@ from tunesmith.spec.training import TrainingSettings
 from tunesmith.train.faults import is_out_of_memory
 from tunesmith.train.loop import DTYPES, EVALUATION_TOKENS, peak_memory_bytes
 from tunesmith.train.optimizer import FlatAdamW
+from tunesmith.train.path import Path as ComputePath
 from tunesmith.train.path import set_up_path
 from tunesmith.train.roofline import measure, operations_per_token
 from tunesmith.train.step import forward_scores, train_step
@@ -63,7 +64,7 @@ def run(request: BenchRequest) -> BenchResult:
     if device.type == "cuda":
         torch.cuda.reset_peak_memory_stats(device)
     _say(f"training on {request.workload} rows, {path.name}: {path.reason}")
-    trained = _train(model, optimizer, steps, request, device=device)
+    trained = _train(model, optimizer, steps, request, path, device=device)
     peak = peak_memory_bytes(device)
     evaluated = _evaluate(model, rows, device=device) if request.with_evaluation else None
     needed = {
@@ -83,6 +84,7 @@ def run(request: BenchRequest) -> BenchResult:
         path=path.name,
         path_reason=path.reason,
         is_compiled=path.is_compiled,
+        is_replayed=path.is_replayed,
         tokens_per_second=trained["tokens_per_second"],
         steps=trained["steps"],
         seconds=trained["seconds"],
@@ -154,7 +156,13 @@ def _rows(request: BenchRequest, facts: ModelFacts) -> tuple[MadeUpRows, list[li
 
 
 def _train(
-    model: nn.Module, optimizer: FlatAdamW, steps: list[list[Batch]], request: BenchRequest, *, device: torch.device
+    model: nn.Module,
+    optimizer: FlatAdamW,
+    steps: list[list[Batch]],
+    request: BenchRequest,
+    path: ComputePath,
+    *,
+    device: torch.device,
 ) -> dict[str, Any]:
     losses: list[float] = []
     tokens, first_step, started = 0, 0.0, 0.0
@@ -181,6 +189,7 @@ def _train(
             meanwhile=look_ahead,
         )
         losses.append(outcome.loss)
+        path.observe(outcome, steps_left=1_000_000)  # of a run that is worth measuring
         first_step = first_step or outcome.seconds
         if step == WARM_UP_STEPS:
             started = time.perf_counter()

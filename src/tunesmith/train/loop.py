@@ -244,10 +244,20 @@ class Run:
                 path=self.path.name,
                 reason=self.path.reason,
                 is_compiled=self.path.is_compiled,
+                is_replayed=self.path.is_replayed,
                 micro_batch_size=self.micro_batch_size,
                 checkpointed_layers=self.path.checkpointed_layers,
             )
         )
+
+    def _tell_replay_fault(self) -> None:
+        if (fault := self.path.replay_fault) is not None:
+            self.notice(
+                "NOT_REPLAYED",
+                f"Passes could not be recorded as CUDA graphs and are launched kernel by kernel, more slowly: {fault}",
+                "The results are the same.",
+                once=True,
+            )
 
     @property
     def micro_batch_size(self) -> int:
@@ -378,6 +388,9 @@ class Run:
         if outcome.is_finite:
             self._advance(outcome, skipped=False)
             self._tell_step(outcome, step=step, epoch=epoch, rate=rate)
+            if self.path.observe(outcome, steps_left=self.steps - step):
+                self._tell_path()
+            self._tell_replay_fault()
         else:
             self._skip(outcome, step=step, rows=rows, batches=batches)
 
@@ -425,6 +438,7 @@ class Run:
         self._tell_path()
 
     def _give_memory_back(self) -> None:
+        self.path.forget_recordings()
         gc.collect()
         if self.device.type == "cuda":
             torch.cuda.empty_cache()
@@ -594,6 +608,7 @@ class Run:
         twice, layers = self.path.checkpointed_layers, self.path.num_layers
         return [
             *(["layers compiled"] if self.path.is_compiled else []),
+            *(["passes replayed as CUDA graphs"] if self.path.is_replayed else []),
             *([f"{twice} of {layers} layers computed twice, to save memory"] if twice else []),
             *self.state.rungs,
         ]
@@ -609,6 +624,7 @@ class Run:
         verdict, samples = collect_verdict(
             self.model, job=self.job, prepared=self.prepared, score=self.score, check_stop=self.check_stop
         )
+        self._tell_replay_fault()
         self.log.append(VerdictEvent(time=now(), verdict=verdict))
         if samples:
             self.log.append(SamplesEvent(time=now(), samples=samples))

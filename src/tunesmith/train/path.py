@@ -1,7 +1,8 @@
 """Which code computes the layers of a run, and how: set up once, after the adapter is on; changed when memory asks.
 
 In: the model with its adapter, and what the plan settled. Out: a `Path` that tells what runs and why, with the layers
-compiled or computed twice as settled. Nothing here changes what is computed.
+compiled or computed twice as settled, and with passes replayed where the first steps show that the device waits for the
+host. Nothing here changes what is computed.
 """
 
 from __future__ import annotations
@@ -19,10 +20,15 @@ from tunesmith.models.layers import checkpoint_layers, compile_layers, decoder_l
 from tunesmith.spec.models import ModelFacts
 from tunesmith.spec.paths import why_not_fast
 from tunesmith.spec.training import TrainingSettings
+from tunesmith.train.step import StepOutcome
+
+OBSERVED_STEPS = 3  # after the first, which compiles
+WAITED_SHARE = 0.25  # a host that waits less than this share of a step keeps the device waiting
+REPLAY_PAYS_SECONDS = 4.0  # of steps to come: ten forms of batches take about a second to record
 
 
 class Path:
-    """What runs: name, reason, whether it is compiled, and how many layers are computed twice.
+    """What runs: name, reason, whether it is compiled or replayed, and how many layers are computed twice.
 
     triton_fault: what Triton failed with here, though it is installed.
     """
@@ -43,6 +49,35 @@ class Path:
         self.reason = reason
         self.is_compiled = False
         self.checkpointed_layers = 0
+        self._observed = 0
+        self._host_bound = 0
+
+    @property
+    def is_replayed(self) -> bool:
+        return self._decoder is not None and self._decoder.replays.is_on
+
+    @property
+    def replay_fault(self) -> str | None:
+        """Why passes could not be recorded, or go on being."""
+        return None if self._decoder is None else self._decoder.replays.fault
+
+    def observe(self, outcome: StepOutcome, *, steps_left: int) -> bool:
+        """Whether passes are replayed from now on, since one of the first steps; they are where it pays."""
+        self._observed += 1
+        if self._decoder is None or self._decoder.device.type != "cuda" or self.is_replayed or self.replay_fault:
+            return False
+        if self._observed > 1 + OBSERVED_STEPS:
+            return False
+        self._host_bound += self._observed > 1 and outcome.waited_seconds < WAITED_SHARE * outcome.seconds
+        if self._host_bound < OBSERVED_STEPS or steps_left * outcome.seconds < REPLAY_PAYS_SECONDS:
+            return False
+        self._decoder.replays.is_on = True
+        return True
+
+    def forget_recordings(self) -> None:
+        """Give their memory back; they are made anew."""
+        if self._decoder is not None:
+            self._decoder.replays.forget()
 
     @property
     def num_layers(self) -> int:

@@ -31,6 +31,7 @@ class StepOutcome:
     tokens: int
     learned_tokens: int
     seconds: float
+    waited_seconds: float  # of them, for the device, after all was handed to it
 
     @property
     def is_finite(self) -> bool:
@@ -84,7 +85,9 @@ def train_step(
         loss_sum += scores.loss_sum.detach()
     both = torch.stack([loss_sum, optimizer.gradient_norm()])
     meanwhile()
+    handed_over = time.perf_counter()
     total, norm = both.tolist()  # waits for the device
+    waited = time.perf_counter() - handed_over
     loss = total / learned_tokens
     if math.isfinite(loss) and math.isfinite(norm):
         optimizer.update(learning_rate=learning_rate, norm=norm, max_norm=max_gradient_norm)
@@ -94,4 +97,5 @@ def train_step(
         tokens=sum(len(batch.tokens_T) for batch in batches),
         learned_tokens=learned_tokens,
         seconds=time.perf_counter() - started,
+        waited_seconds=waited,
     )
