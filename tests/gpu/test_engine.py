@@ -136,7 +136,7 @@ def test_replayed_passes_are_launched_ones_bit_for_bit(make_model: MakeModel, ca
         found.append([])
         for step, lengths in enumerate(given, 1):
             made = [batch(lengths, seed=step), batch(lengths[::-1], offset=500, seed=step + 50)]
-            outcome = train_step(
+            outcome, _ = train_step(
                 model, optimizer, made, seed=4, step=step, learning_rate=1e-3, max_gradient_norm=1.0, device=DEVICE
             )
             found[-1] += [torch.tensor([outcome.loss, outcome.gradient_norm]), optimizer.values_P.detach().cpu()]

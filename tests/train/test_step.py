@@ -9,16 +9,21 @@ import torch
 from torch import Tensor, nn
 from transformers import LlamaForCausalLM
 
+from tests.models.test_decoder import batch as made_up
 from tests.train.conftest import MakeJob, some_rows
 from tunesmith.bundled import MODEL_FOLDER
-from tunesmith.data.batch import step_batches
+from tunesmith.data.batch import Batch, step_batches
 from tunesmith.data.prepare import Prepared, prepare
 from tunesmith.models.base import load_base
+from tunesmith.models.decoder import Decoder
 from tunesmith.models.lora import LoraLinear, adapter_parameters, inject
+from tunesmith.spec.bench import SHAPES
 from tunesmith.spec.jobs import JobFile
-from tunesmith.spec.training import learning_rate_at
+from tunesmith.spec.training import TrainingSettings, learning_rate_at
+from tunesmith.train import step as step_module
+from tunesmith.train.bench import random_llama
 from tunesmith.train.optimizer import FlatAdamW
-from tunesmith.train.step import train_step
+from tunesmith.train.step import Begun, StepOutcome, train_step
 
 CPU = torch.device("cpu")
 
@@ -44,7 +49,7 @@ def one_step(
     model = model_of(job)
     optimizer = FlatAdamW(adapter_parameters(model), weight_decay=0.0)
     batches = step_batches(prepared.training, rows, sequence_length=sequence_length, micro_batch_size=micro)
-    outcome = train_step(
+    outcome, _ = train_step(
         model, optimizer, batches, seed=changes.get("seed", 0), step=changes.get("step", 1), learning_rate=1e-3,
         max_gradient_norm=1e9, device=CPU,
     )  # fmt: skip
@@ -133,7 +138,7 @@ def test_training_equals_a_plain_float32_loop(job: JobFile) -> None:
         reference.param_groups[0]["lr"] = rate
         reference.step()
         batches = step_batches(prepared.training, rows, sequence_length=64, micro_batch_size=2)
-        outcome = train_step(
+        outcome, _ = train_step(
             ours, optimizer, batches, seed=0, step=step, learning_rate=rate, max_gradient_norm=1.0, device=CPU
         )
         assert outcome.learned_tokens == count
@@ -149,9 +154,10 @@ def test_one_batch_of_one_row_is_learned(make_job: MakeJob) -> None:
     batches = step_batches(prepared.training, np.array([0]), sequence_length=64, micro_batch_size=1)
     loss = math.inf
     for step in range(1, 101):
-        loss = train_step(
+        outcome, _ = train_step(
             model, optimizer, batches, seed=0, step=step, learning_rate=1e-2, max_gradient_norm=1.0, device=CPU
-        ).loss
+        )
+        loss = outcome.loss
         if loss < 0.01:
             break
     assert loss < 0.01
@@ -164,9 +170,71 @@ def test_a_loss_that_is_not_finite_updates_nothing(job: JobFile) -> None:
     before = optimizer.values_P.detach().clone()
     model.get_submodule("model.norm").weight.data[0] = math.nan
     batches = step_batches(prepared.training, np.arange(4), sequence_length=64, micro_batch_size=4)
-    outcome = train_step(
+    outcome, _ = train_step(
         model, optimizer, batches, seed=0, step=1, learning_rate=1e-2, max_gradient_norm=1.0, device=CPU
     )
     assert not outcome.is_finite
     assert torch.equal(optimizer.values_P, before)
     assert optimizer.updates == 0
+
+
+def stepped(
+    monkeypatch: pytest.MonkeyPatch, *, is_overlapped: bool, micro: int = 1, nan_at: int = 0, no_memory_at: int = 0
+) -> tuple[list[StepOutcome], FlatAdamW, list[int]]:
+    """Six steps by the fast path, and how many micro-batches each call computed."""
+    model, _ = random_llama(SHAPES["tiny"], name="tiny", dtype=torch.float32, device=CPU)
+    settings = TrainingSettings(lora_rank=4, lora_dropout=0.1)
+    inject(model, settings=settings)
+    optimizer = FlatAdamW(adapter_parameters(model), weight_decay=0.01)
+    decoder = Decoder(model, settings=settings)
+    computed: list[int] = []
+    whole, left = decoder.train, [no_memory_at]
+
+    def train(batch: Batch, **options: int) -> Tensor:
+        if options["step"] == left[0]:
+            left[0] = 0
+            raise torch.OutOfMemoryError("CUDA out of memory")
+        computed[-1] += 1
+        loss = whole(batch, **options)
+        return loss * math.nan if options["step"] == nan_at else loss
+
+    monkeypatch.setattr(decoder, "train", train)
+    monkeypatch.setattr(step_module, "is_asynchronous", lambda _: is_overlapped)
+    steps = [[made_up([30, 20], seed=number * micro + part) for part in range(micro)] for number in range(7)]
+    outcomes: list[StepOutcome] = []
+    begun: Begun | None = None
+    for step in range(1, 7):
+        computed.append(0)
+        outcome, begun = train_step(
+            model, optimizer, steps[step], seed=0, step=step, learning_rate=0.01,
+            max_gradient_norm=(0.5, 2.0)[step % 2], device=CPU,
+            begun=begun, upcoming=lambda step=step: steps[step + 1] if step not in (3, 6) else [],
+        )  # fmt: skip
+        outcomes.append(outcome)
+    return outcomes, optimizer, computed
+
+
+@pytest.mark.parametrize(
+    ("changes", "computed"),
+    [
+        ({}, [2, 1, 0, 2, 1, 0]),  # the fourth is not begun while the third is waited for
+        ({"micro": 2}, [3, 2, 1, 3, 2, 1]),
+        ({"nan_at": 2}, [2, 1, 0, 2, 1, 0]),
+        ({"no_memory_at": 2}, [1, 2, 0, 2, 1, 0]),  # what a step cannot begin, it computes in its turn
+    ],
+)
+def test_a_step_that_begins_while_the_last_is_waited_for_computes_the_same(
+    monkeypatch: pytest.MonkeyPatch, changes: dict[str, int], computed: list[int]
+) -> None:
+    wanted, plain, each = stepped(monkeypatch, is_overlapped=False, **{**changes, "no_memory_at": 0})
+    assert each == [changes.get("micro", 1)] * 6
+    found, optimizer, counted = stepped(monkeypatch, is_overlapped=True, **changes)
+    assert counted == computed
+    assert optimizer.updates == plain.updates == (5 if "nan_at" in changes else 6)
+    assert [one.is_finite for one in found] == [one.is_finite for one in wanted]
+    norms = [one.gradient_norm for one in found if one.is_finite]
+    assert all(0.5 < norm < 2.0 for norm in norms), "clipped in every second step"
+    for one, other in zip(found, wanted, strict=True):
+        assert one.loss == pytest.approx(other.loss, rel=1e-5, nan_ok=True)
+        assert one.gradient_norm == pytest.approx(other.gradient_norm, rel=1e-4, nan_ok=True)
+    assert torch.allclose(optimizer.values_P, plain.values_P, atol=1e-5)

@@ -33,7 +33,7 @@ from tunesmith.train.optimizer import FlatAdamW
 from tunesmith.train.path import Path as ComputePath
 from tunesmith.train.path import set_up_path
 from tunesmith.train.roofline import measure, operations_per_token
-from tunesmith.train.step import forward_scores, train_step
+from tunesmith.train.step import Begun, forward_scores, train_step
 from tunesmith.train.workload import MadeUpRows, shortest_row, steps_of
 from tunesmith.versions import numeric_versions
 
@@ -168,16 +168,19 @@ def _train(
     tokens, first_step, started = 0, 0.0, 0.0
     least = WARM_UP_STEPS + 2
     decoder = decoder_of(model)
+    begun: Begun | None = None
 
-    def look_ahead() -> None:
+    def look_ahead() -> list[Batch]:
         """As a run does: the next step's batches are moved while the device computes."""
+        upcoming = steps[(len(losses) + 1) % len(steps)]
         if decoder is not None:
-            for batch in steps[(len(losses) + 1) % len(steps)]:
+            for batch in upcoming:
                 decoder.prepare(batch)
+        return upcoming
 
     while len(losses) < request.maximum_steps:
         step = len(losses) + 1
-        outcome = train_step(
+        outcome, begun = train_step(
             model,
             optimizer,
             steps[(step - 1) % len(steps)],
@@ -186,7 +189,8 @@ def _train(
             learning_rate=LEARNING_RATE,
             max_gradient_norm=1.0,
             device=device,
-            meanwhile=look_ahead,
+            begun=begun,
+            upcoming=look_ahead,
         )
         losses.append(outcome.loss)
         path.observe(outcome, steps_left=1_000_000)  # of a run that is worth measuring

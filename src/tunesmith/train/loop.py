@@ -67,7 +67,7 @@ from tunesmith.train.optimizer import FlatAdamW
 from tunesmith.train.parent import load_parent
 from tunesmith.train.path import Path as ComputePath
 from tunesmith.train.path import may_be_fast, set_up_path, why_generic
-from tunesmith.train.step import StepOutcome, train_step
+from tunesmith.train.step import Begun, StepOutcome, train_step
 from tunesmith.versions import numeric_versions
 
 CHECKPOINT_SECONDS = 600.0
@@ -113,6 +113,7 @@ class Run:
         self.sample_rows: np.ndarray
         self._ahead: Ahead | None = None
         self._upcoming: StepWork | None = None
+        self._begun: Begun | None = None
         self._last_progress = 0.0
 
     # ---- telling
@@ -344,17 +345,19 @@ class Run:
         )
         return StepWork(step=step, epoch=epoch, rows=rows, batches=batches)
 
-    def _look_ahead(self, step: int) -> None:
-        """Make the next step's batches, and move them, while the device computes this one."""
+    def _look_ahead(self, step: int) -> list[Batch]:
+        """Make the next step's batches, and move them, while the device computes this one; out comes what may begin."""
         if step > self.steps:
-            return
+            return []
         self._upcoming = self._work_of(step)
         if (decoder := decoder_of(self.model)) is not None:
             for batch in self._upcoming.batches:
                 decoder.prepare(batch)
+        is_next = self.stop_signal is None and (step - 1) % self.steps_per_epoch != 0  # no evaluation comes between
+        return self._upcoming.batches if is_next else []
 
     def _forget_upcoming(self) -> None:
-        self._upcoming = None
+        self._upcoming = self._begun = None
         if (decoder := decoder_of(self.model)) is not None:
             decoder.forget()
 
@@ -366,7 +369,7 @@ class Run:
         rate = learning_rate_at(self.settings, step=step, steps=self.steps)
         while True:
             try:
-                outcome = train_step(
+                outcome, self._begun = train_step(
                     self.model,
                     self.optimizer,
                     work.batches,
@@ -375,7 +378,8 @@ class Run:
                     learning_rate=rate,
                     max_gradient_norm=self.settings.max_gradient_norm,
                     device=self.device,
-                    meanwhile=lambda: self._look_ahead(step + 1),
+                    begun=self._begun,
+                    upcoming=lambda: self._look_ahead(step + 1),
                 )
                 break
             except Exception as error:  # noqa: BLE001  # raised again unless it has a remedy

@@ -58,19 +58,26 @@ class FlatAdamW:
             self.gradient_P.mul_(max_norm / (norm + 1e-6))
         self.updates += 1
         beta_1, beta_2 = BETAS
-        if self.gradient_P.is_cuda:  # torch's own kernel: one pass in place of nine
-            torch._fused_adamw_(
-                [self.values_P.data], [self.gradient_P], [self.mean_P], [self.square_P], [],
-                [torch.tensor(float(self.updates), device=self.gradient_P.device)],
-                lr=learning_rate, beta1=beta_1, beta2=beta_2, weight_decay=self._weight_decay, eps=EPSILON,
-                amsgrad=False, maximize=False,
-            )  # fmt: skip
-            return
         self.values_P.mul_(1 - learning_rate * self._weight_decay)
         self.mean_P.lerp_(self.gradient_P, 1 - beta_1)
         self.square_P.mul_(beta_2).addcmul_(self.gradient_P, self.gradient_P, value=1 - beta_2)
         torch.sqrt(self.square_P, out=denominator).div_(math.sqrt(1 - beta_2**self.updates)).add_(EPSILON)
         self.values_P.addcdiv_(self.mean_P, denominator, value=-learning_rate / (1 - beta_1**self.updates))
+
+    @torch.no_grad()
+    def update_unless_bad(self, *, learning_rate: float, loss: Tensor, norm: Tensor, max_norm: float) -> None:
+        """The same without waiting for `loss` and `norm`; where one is not finite, nothing changes.
+
+        In one pass, torch's own kernel in place of nine. The caller, who sees them later, says so to `updates`.
+        """
+        is_bad = ~(torch.isfinite(loss) & torch.isfinite(norm))
+        torch._fused_adamw_(
+            [self.values_P.data], [self.gradient_P], [self.mean_P], [self.square_P], [],
+            [torch.full((), float(self.updates + 1), device=self.gradient_P.device)],
+            lr=learning_rate, beta1=BETAS[0], beta2=BETAS[1], weight_decay=self._weight_decay, eps=EPSILON,
+            amsgrad=False, maximize=False, found_inf=is_bad.float(),
+            grad_scale=((norm + 1e-6) / max_norm).clamp_min(1.0),  # what gradients are divided by
+        )  # fmt: skip
 
     def state(self) -> dict[str, Tensor]:
         """The tensors a checkpoint needs beside `updates`; not copied."""

@@ -9,10 +9,11 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from tunesmith.data.batch import Batch, padded
 from tunesmith.models.decoder import decoder_of
@@ -51,6 +52,15 @@ def forward_scores(model: nn.Module, batch: Batch, *, device: torch.device) -> H
     return head_loss(hidden_states(model, batch, device=device), head=output_head(model), labels_T=labels_T)
 
 
+@dataclass(frozen=True, slots=True)
+class Begun:
+    """A step whose first micro-batch is on its way through the device. loss: summed."""
+
+    step: int
+    first: Batch
+    loss: Tensor
+
+
 def train_step(
     model: nn.Module,
     optimizer: FlatAdamW,
@@ -61,41 +71,98 @@ def train_step(
     learning_rate: float,
     max_gradient_norm: float,
     device: torch.device,
-    meanwhile: Callable[[], None] = lambda: None,
-) -> StepOutcome:
+    begun: Begun | None = None,
+    upcoming: Callable[[], Sequence[Batch]] = list,
+) -> tuple[StepOutcome, Begun | None]:
     """Forward, backward and update over the micro-batches of a step; a non-finite loss or gradient changes nothing.
 
-    `meanwhile` is called while the device still computes: the place to make the next step's batches.
+    `upcoming` is called while the device still computes: the place to make the next step's batches. If it returns them,
+    the fast path on a GPU begins that step before it waits for this one; hand what comes second to the next call.
     """
     started = time.perf_counter()
     learned_tokens = sum(batch.num_learned for batch in batches)
-    loss_sum = torch.zeros((), device=device)
-    optimizer.zero_gradient()
-    decoder = decoder_of(model)
-    if decoder is not None:
-        decoder.refresh(is_enabled=True)
-    for batch in batches:
-        # Masks depend on the token's place in the step, so they do not move with the micro-batches.
-        if decoder is not None:
-            loss_sum += decoder.train(batch, seed=seed, step=step, divisor=learned_tokens)
-            continue
-        set_dropout_position(model, seed=seed, step=step, offset=batch.offset_in_step)
-        scores = forward_scores(model, batch, device=device)
-        (scores.loss_sum / learned_tokens).backward()
-        loss_sum += scores.loss_sum.detach()
-    both = torch.stack([loss_sum, optimizer.gradient_norm()])
-    meanwhile()
-    handed_over = time.perf_counter()
-    total, norm = both.tolist()  # waits for the device
-    waited = time.perf_counter() - handed_over
-    loss = total / learned_tokens
-    if math.isfinite(loss) and math.isfinite(norm):
-        optimizer.update(learning_rate=learning_rate, norm=norm, max_norm=max_gradient_norm)
-    return StepOutcome(
-        loss=loss,
+    if begun is None or begun.step != step or begun.first is not batches[0]:
+        begun = _begin(model, optimizer, batches, seed=seed, step=step, device=device)
+    loss_sum, decoder = begun.loss, decoder_of(model)
+    if decoder is not None and len(batches) > 1:
+        decoder.refresh(is_enabled=True)  # an evaluation of the base may have come between
+    for batch in batches[1:]:
+        loss_sum = loss_sum + _pass(model, batch, seed=seed, step=step, divisor=learned_tokens, device=device)
+    told = torch.stack([loss_sum, optimizer.gradient_norm()])
+    clipping = {"learning_rate": learning_rate, "max_norm": max_gradient_norm}
+    next_begun: Begun | None = None
+    if is_asynchronous(device):
+        optimizer.update_unless_bad(loss=told[0], norm=told[1], **clipping)
+        arrival = _Arrival(told)
+        next_batches = upcoming()
+        if next_batches and decoder is not None:
+            with suppress(RuntimeError):  # no memory: that step meets it again, when it can be repeated
+                next_begun = _begin(model, optimizer, next_batches, seed=seed, step=step + 1, device=device)
+        handed_over = time.perf_counter()
+        total, norm = arrival.values()
+        waited = time.perf_counter() - handed_over
+    else:
+        upcoming()
+        handed_over = time.perf_counter()
+        total, norm = told.tolist()
+        waited = time.perf_counter() - handed_over
+    is_finite = math.isfinite(total) and math.isfinite(norm)
+    if is_asynchronous(device):
+        optimizer.updates += is_finite
+    elif is_finite:
+        optimizer.update(norm=norm, **clipping)
+    outcome = StepOutcome(
+        loss=total / learned_tokens,
         gradient_norm=norm,
         tokens=sum(len(batch.tokens_T) for batch in batches),
         learned_tokens=learned_tokens,
         seconds=time.perf_counter() - started,
         waited_seconds=waited,
     )
+    return outcome, next_begun
+
+
+def is_asynchronous(device: torch.device) -> bool:
+    """Whether the device goes on with what it was handed while the host does other things."""
+    return device.type == "cuda"
+
+
+def _begin(
+    model: nn.Module, optimizer: FlatAdamW, batches: Sequence[Batch], *, seed: int, step: int, device: torch.device
+) -> Begun:
+    optimizer.zero_gradient()
+    if (decoder := decoder_of(model)) is not None:
+        decoder.refresh(is_enabled=True)
+    learned_tokens = sum(batch.num_learned for batch in batches)
+    loss = _pass(model, batches[0], seed=seed, step=step, divisor=learned_tokens, device=device)
+    return Begun(step, batches[0], loss.clone())
+
+
+def _pass(model: nn.Module, batch: Batch, *, seed: int, step: int, divisor: int, device: torch.device) -> Tensor:
+    """Summed loss of a micro-batch; its gradients are added.
+
+    Masks depend on the token's place in the step, so they do not move with the micro-batches.
+    """
+    if (decoder := decoder_of(model)) is not None:
+        return decoder.train(batch, seed=seed, step=step, divisor=divisor)
+    set_dropout_position(model, seed=seed, step=step, offset=batch.offset_in_step)
+    scores = forward_scores(model, batch, device=device)
+    (scores.loss_sum / divisor).backward()
+    return scores.loss_sum.detach()
+
+
+class _Arrival:
+    """Values on their way to the host; nothing that the device is handed later is waited for."""
+
+    def __init__(self, values: Tensor) -> None:
+        self._values, self._event = values, None
+        if values.is_cuda:
+            self._values = torch.empty(values.shape, dtype=values.dtype, pin_memory=True)
+            self._values.copy_(values, non_blocking=True)
+            self._event = torch.cuda.Event()
+            self._event.record()
+
+    def values(self) -> list[float]:
+        if self._event is not None:
+            self._event.synchronize()
+        return self._values.tolist()
