@@ -27,7 +27,8 @@ class Again:
 
     made = 0
 
-    def __init__(self, work: Callable[[], Tensor], **_: Any) -> None:
+    def __init__(self, work: Callable[[], Tensor], *, stream: Any, pool: Any) -> None:
+        assert (stream, pool) == ("a stream", (0, 1)), "the same each time: else no memory is used twice"
         Again.made += 1
         self._work = work
 
@@ -51,6 +52,7 @@ def stand_in(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(replay, "Recording", Again)
     monkeypatch.setattr(replay.torch.cuda, "empty_cache", lambda: None)
     monkeypatch.setattr(replay.torch.cuda, "graph_pool_handle", lambda: (0, 1))
+    monkeypatch.setattr(replay.torch.cuda, "Stream", lambda _: "a stream")
     Again.made = 0
 
 

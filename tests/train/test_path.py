@@ -59,30 +59,30 @@ def test_what_is_known_before_the_gpu_is_asked(monkeypatch: pytest.MonkeyPatch) 
     assert FAULT in (why_generic(facts, settings(), device=cuda) or "")
 
 
-def outcome(*, seconds: float = 0.1, waited: float) -> StepOutcome:
+def outcome(*, was_idle: bool) -> StepOutcome:
     return StepOutcome(
-        loss=1.0, gradient_norm=1.0, tokens=1, learned_tokens=1, seconds=seconds, waited_seconds=waited
+        loss=1.0, gradient_norm=1.0, tokens=1, learned_tokens=1, seconds=0.1, was_idle=was_idle
     )  # fmt: skip
 
 
 @pytest.mark.parametrize(
-    ("waited", "device", "steps_left", "fault", "wanted"),
+    ("idle", "device", "steps_left", "fault", "wanted"),
     [
-        ([0.0, 0.01, 0.02, 0.01], "cuda", 100, None, 4),
-        ([0.0, 0.01, 0.05, 0.01, 0.01], "cuda", 100, None, None),  # the device is what is waited for
-        ([0.0, 0.01, 0.02, 0.01], "cuda", 20, None, None),  # too short a run
-        ([0.0, 0.01, 0.02, 0.01], "cuda", 100, "no memory", None),
-        ([0.0, 0.01, 0.02, 0.01], "cpu", 100, None, None),
+        ([False, True, True, True], "cuda", 100, None, 4),
+        ([True, True, False, True, True], "cuda", 100, None, None),  # the device is what is waited for
+        ([True, True, True, True], "cuda", 20, None, None),  # too short a run
+        ([True, True, True, True], "cuda", 100, "no memory", None),
+        ([True, True, True, True], "cpu", 100, None, None),
     ],
 )
 def test_passes_are_replayed_where_the_device_waits_for_the_host(
-    waited: list[float], device: str, steps_left: int, fault: str | None, wanted: int | None
+    idle: list[bool], device: str, steps_left: int, fault: str | None, wanted: int | None
 ) -> None:
     replays = SimpleNamespace(is_on=False, fault=fault)
     decoder: Any = SimpleNamespace(device=torch.device(device), replays=replays)
     path = path_module.Path(torch.nn.Module(), name="fast", reason="as planned", decoder=decoder)
-    changed = [path.observe(outcome(waited=each), steps_left=steps_left) for each in waited]
+    changed = [path.observe(outcome(was_idle=each), steps_left=steps_left) for each in idle]
     assert [number for number, is_new in enumerate(changed, 1) if is_new] == ([] if wanted is None else [wanted])
     assert path.is_replayed is (wanted is not None) and path.replay_fault == fault
     if wanted is not None:
-        assert not path.observe(outcome(waited=0.0), steps_left=steps_left), "it is told once"
+        assert not path.observe(outcome(was_idle=True), steps_left=steps_left), "it is told once"

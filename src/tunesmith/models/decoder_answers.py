@@ -99,7 +99,9 @@ class _Decoding:
         is_first, self._is_first = self._is_first, False  # which loads kernels, and that cannot be recorded
         if self._decoder.device.type == "cuda" and not is_first and self._decoder.replays.fault is None:
             try:
-                self._recording = self._recording or Recording(self._step, device=self._decoder.device)
+                self._recording = self._recording or Recording(
+                    self._step, stream=torch.cuda.Stream(self._decoder.device)
+                )
                 return self._recording.replay()
             except RuntimeError as error:
                 self._decoder.replays.fail(error)

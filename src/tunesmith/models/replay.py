@@ -24,12 +24,13 @@ MOST_RECORDINGS = 64  # of as many forms; a recording takes some megabytes besid
 class Recording:
     """What a function launches on the device, and its result, the same tensor after each replay.
 
+    stream: to record on; memory of a pool is used again by what is recorded on the same one.
     Raises RuntimeError (torch.OutOfMemoryError among them) where it cannot be recorded; nothing was computed then.
     """
 
-    def __init__(self, work: Callable[[], Tensor], *, device: torch.device, pool: Any = None) -> None:
+    def __init__(self, work: Callable[[], Tensor], *, stream: torch.cuda.Stream, pool: Any = None) -> None:
         self._graph = torch.cuda.CUDAGraph()
-        stream, current = torch.cuda.Stream(device), torch.cuda.current_stream(device)
+        current = torch.cuda.current_stream(stream.device)
         stream.wait_stream(current)
         with torch.cuda.stream(stream):
             # other threads (a checkpoint's, the next batch's) may go on with what they do
@@ -65,6 +66,7 @@ class Replays:
         self._seen: set[Any] = set()
         self._recorded: dict[Any, tuple[Static, Recording]] = {}
         self._pool: Any = None
+        self._stream: Any = None
         self.is_on = False
         self.fault: str | None = None
 
@@ -101,9 +103,10 @@ class Replays:
         static = Static(laid.clone(), step.clone(), factor.clone())
         torch.cuda.empty_cache()  # a recording cannot do so where it finds no memory
         self._pool = self._pool or torch.cuda.graph_pool_handle()
+        self._stream = self._stream or torch.cuda.Stream(self._device)
         try:
             recording = Recording(
-                lambda: self._run(static.laid, static.step, static.factor), device=self._device, pool=self._pool
+                lambda: self._run(static.laid, static.step, static.factor), stream=self._stream, pool=self._pool
             )
         except RuntimeError as error:
             self.fail(error)

@@ -23,7 +23,6 @@ from tunesmith.spec.training import TrainingSettings
 from tunesmith.train.step import StepOutcome
 
 OBSERVED_STEPS = 3  # after the first, which compiles
-WAITED_SHARE = 0.25  # a host that waits less than this share of a step keeps the device waiting
 REPLAY_PAYS_SECONDS = 4.0  # of steps to come: ten forms of batches take about a second to record
 
 
@@ -68,7 +67,7 @@ class Path:
             return False
         if self._observed > 1 + OBSERVED_STEPS:
             return False
-        self._host_bound += self._observed > 1 and outcome.waited_seconds < WAITED_SHARE * outcome.seconds
+        self._host_bound += self._observed > 1 and outcome.was_idle
         if self._host_bound < OBSERVED_STEPS or steps_left * outcome.seconds < REPLAY_PAYS_SECONDS:
             return False
         self._decoder.replays.is_on = True

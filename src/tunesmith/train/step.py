@@ -32,7 +32,7 @@ class StepOutcome:
     tokens: int
     learned_tokens: int
     seconds: float
-    waited_seconds: float  # of them, for the device, after all was handed to it
+    was_idle: bool = False  # the device had done all that it was handed before the host came with more
 
     @property
     def is_finite(self) -> bool:
@@ -95,17 +95,15 @@ def train_step(
         optimizer.update_unless_bad(loss=told[0], norm=told[1], **clipping)
         arrival = _Arrival(told)
         next_batches = upcoming()
+        was_idle = arrival.is_there()
         if next_batches and decoder is not None:
             with suppress(RuntimeError):  # no memory: that step meets it again, when it can be repeated
                 next_begun = _begin(model, optimizer, next_batches, seed=seed, step=step + 1, device=device)
-        handed_over = time.perf_counter()
         total, norm = arrival.values()
-        waited = time.perf_counter() - handed_over
     else:
         upcoming()
-        handed_over = time.perf_counter()
+        was_idle = False
         total, norm = told.tolist()
-        waited = time.perf_counter() - handed_over
     is_finite = math.isfinite(total) and math.isfinite(norm)
     if is_asynchronous(device):
         optimizer.updates += is_finite
@@ -117,7 +115,7 @@ def train_step(
         tokens=sum(len(batch.tokens_T) for batch in batches),
         learned_tokens=learned_tokens,
         seconds=time.perf_counter() - started,
-        waited_seconds=waited,
+        was_idle=was_idle,
     )
     return outcome, next_begun
 
@@ -161,6 +159,9 @@ class _Arrival:
             self._values.copy_(values, non_blocking=True)
             self._event = torch.cuda.Event()
             self._event.record()
+
+    def is_there(self) -> bool:
+        return self._event is None or self._event.query()
 
     def values(self) -> list[float]:
         if self._event is not None:
