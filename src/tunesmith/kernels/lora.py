@@ -41,6 +41,8 @@ BACKWARD = Launch(rows=64, columns=64, warps=4, stages=3)
 BACKWARD_OF_ONE = Launch(rows=64, columns=64, warps=4, stages=3, registers=128)  # projection
 FEATURE_SPLITS = 2  # of a token's features in the forward pass; 1 and 4 are slower
 SPLITS = 8  # of the tokens in the backward pass: enough programs for 132 multiprocessors; 4 and 16 are slower
+SPLITS_OF_ONE = 16  # projection of few features: its programs take fewer registers, so more of them run side by side
+FEW_FEATURES = 4096
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -209,7 +211,8 @@ def project_backward(
         add_parts(da_IK.unsqueeze(0), gradients, rank=projection.rank)
         return out_TK
     launch = fitting(launch or (BACKWARD_OF_ONE if projection.count == 1 else BACKWARD), columns=K)
-    splits, per_split = split_tokens(T, rows=launch.rows)
+    wanted = SPLITS_OF_ONE if projection.count == 1 and K < FEW_FEATURES else SPLITS
+    splits, per_split = split_tokens(T, rows=launch.rows, splits=wanted)
     out_TK = None if dx_TK is None else torch.empty(T, K, dtype=source_TK.dtype, device=source_TK.device)
     parts_SIK = torch.empty(splits, *projection.a_IK.shape, dtype=torch.float32, device=source_TK.device)
     _backward[(K // launch.columns, splits)](
@@ -225,7 +228,7 @@ def project_backward(
     return out_TK
 
 
-def split_tokens(tokens: int, *, rows: int, splits: int = SPLITS) -> tuple[int, int]:
+def split_tokens(tokens: int, *, rows: int, splits: int) -> tuple[int, int]:
     """(splits, tokens of each but the last, which may be shorter), in whole tiles of `rows`."""
     tiles = tokens // rows
     per_split = -(-tiles // splits)

@@ -26,7 +26,10 @@ from tunesmith.kernels.varlen_attention import Documents, tables
 TAIL_MULTIPLE = 512
 LABELS_MULTIPLE = 256
 BLOCKS_MULTIPLE = 64  # a block of nothing is a program that ends at once
-TOKEN_STEPS, OTHER_STEPS = 16, 4  # sizes from one power of two to the next
+# sizes from one power of two to the next
+TOKEN_STEPS = 16
+LABEL_STEPS = 8  # a tenth of a small model's work goes by them
+OTHER_STEPS = 4
 
 
 class Form(NamedTuple):
@@ -124,7 +127,7 @@ def lay(batch: Batch, *, device: torch.device, window: int | None) -> Laid:
         boundaries = np.append(boundaries, real + padding)
     labels = np.append(batch.labels_T, np.full(padding, IGNORE_INDEX))
     labelled = np.flatnonzero(labels != IGNORE_INDEX)
-    count = rounded(max(1, len(labelled)), multiple=LABELS_MULTIPLE, steps=OTHER_STEPS)
+    count = rounded(max(1, len(labelled)), multiple=LABELS_MULTIPLE, steps=LABEL_STEPS)
     filling = np.zeros(count - len(labelled), np.int64)
     lengths = _tail_lengths(boundaries, labelled)
     queries = np.append(0, np.cumsum(lengths))
