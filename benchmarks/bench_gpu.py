@@ -7,7 +7,7 @@ First the roofline (a sustained bf16 product, a copy), then every run with a tim
 line for each, with its share of the roofline and its ratio to the `compiled` baseline and to the best peer of this run.
 What does not fit into the budget is skipped and said. Results are kept as data under `results/` (or in --output).
 
-`generic-plain` is the generic path uncompiled, `generic-x` any run with other settings: see RUNS.
+`generic-plain` is the generic path uncompiled, `fast-launched` the fast one without CUDA graphs: see RUNS.
 """
 
 from __future__ import annotations
@@ -26,16 +26,17 @@ from typing import Any
 from benchmarks.report import save
 from tunesmith.spec.bench import ROW_TOKENS, SHAPES, BenchRequest
 
-MODELS = {"8b": "llama-3.1-8b", "1b": "llama-3.2-1b", "tiny": "tiny"}
+MODELS = {"8b": "llama-3.1-8b", "1b": "llama-3.2-1b", "135m": "smollm2-135m", "tiny": "tiny"}
 # name -> what differs from the request; peers have none of their own
 RUNS: dict[str, dict[str, Any]] = {
     "fast": {"path": "fast"},
+    "fast-launched": {"path": "fast", "with_replay": False},
     "generic": {"path": "generic"},
     "generic-plain": {"path": "generic", "compile_layers": "off"},
 }
 PEERS = ("compiled", "trl", "axolotl", "unsloth")
 STRONGEST = ("trl", "axolotl", "unsloth")  # other people's; `compiled` is our own baseline
-LIMITS = {"8b": 150, "1b": 110, "tiny": 60}
+LIMITS = {"8b": 150, "1b": 110, "135m": 60, "tiny": 60}
 LIBRARIES = (
     "torch", "triton", "transformers", "peft", "numpy", "trl", "liger-kernel", "cut-cross-entropy", "axolotl",
     "unsloth", "tunesmith",

@@ -10,8 +10,9 @@ import torch
 
 from tunesmith.errors import MachineCannot
 from tunesmith.models.lora import inject
-from tunesmith.spec.bench import SHAPES
+from tunesmith.spec.bench import SHAPES, BenchRequest
 from tunesmith.spec.training import TrainingSettings
+from tunesmith.train import bench
 from tunesmith.train import path as path_module
 from tunesmith.train.bench import random_llama
 from tunesmith.train.path import may_be_fast, set_up_path, why_generic
@@ -86,3 +87,19 @@ def test_passes_are_replayed_where_the_device_waits_for_the_host(
     assert path.is_replayed is (wanted is not None) and path.replay_fault == fault
     if wanted is not None:
         assert not path.observe(outcome(was_idle=True), steps_left=steps_left), "it is told once"
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("with_replay", [True, False])
+def test_a_measurement_looks_whether_to_replay_unless_told_not_to(
+    monkeypatch: pytest.MonkeyPatch, with_replay: bool
+) -> None:
+    observed: list[bool] = []
+    monkeypatch.setattr(path_module.Path, "observe", lambda *_, **__: observed.append(True))
+    request = BenchRequest(
+        shape="tiny", device="cpu", precision="float32", threads=2, row_tokens=128, rows_per_forward=1,
+        forwards_per_step=1, seconds=0.1, maximum_steps=6, with_roofline=False, with_evaluation=False,
+        with_replay=with_replay,
+    )  # fmt: skip
+    assert not bench.run(request).is_replayed
+    assert bool(observed) is with_replay

@@ -78,6 +78,7 @@ def bench(
         seconds=seconds,
         maximum_steps=MAXIMUM_STEPS,
         checkpointed_layers=0,
+        with_replay=True,
     )
     result = measured(request, output=output)
     if not json_wanted:

@@ -34,6 +34,10 @@ SHAPES: dict[str, ModelShape] = {
         hidden_size=2048, intermediate_size=8192, num_layers=16, num_attention_heads=32, num_key_value_heads=8,
         head_dim=64, vocabulary_size=128256, tied_embeddings=True, rows_per_forward=2, forwards_per_step=1,
     ),
+    "smollm2-135m": ModelShape(
+        hidden_size=576, intermediate_size=1536, num_layers=30, num_attention_heads=9, num_key_value_heads=3,
+        head_dim=64, vocabulary_size=49152, tied_embeddings=True, rows_per_forward=1, forwards_per_step=1,
+    ),
     "tiny": ModelShape(
         hidden_size=64, intermediate_size=160, num_layers=2, num_attention_heads=2, num_key_value_heads=1,
         head_dim=32, vocabulary_size=2048, tied_embeddings=True, rows_per_forward=1, forwards_per_step=2,
@@ -53,6 +57,7 @@ class BenchRequest(Spec):
     threads: int = Field(ge=1)
     path: Literal["auto", "fast", "generic"] = AUTO
     compile_layers: Literal["auto", "on", "off"] = AUTO
+    with_replay: bool = Field(True, description="Replay passes as CUDA graphs where the device waits for the host.")
     checkpointed_layers: int = Field(0, ge=0)
     row_tokens: int = Field(ge=16, description="Tokens of a packed row.")
     rows_per_forward: int = Field(ge=1)

@@ -193,7 +193,8 @@ def _train(
             upcoming=look_ahead,
         )
         losses.append(outcome.loss)
-        path.observe(outcome, steps_left=1_000_000)  # of a run that is worth measuring
+        if request.with_replay:
+            path.observe(outcome, steps_left=1_000_000)  # of a run that is long enough
         first_step = first_step or outcome.seconds
         if step == WARM_UP_STEPS:
             started = time.perf_counter()
