@@ -287,7 +287,7 @@ def test_cross_entropy_equals_the_reference_and_autograd(dtype: torch.dtype, voc
     exact_loss = functional.cross_entropy(leaf, labels, reduction="none")
     (exact,) = torch.autograd.grad(exact_loss.sum() * 0.25, leaf)
     reference, kernel = logits.clone(), logits.clone()
-    loss, is_right = cross_entropy_reference(reference, labels, 0.25)
+    loss, is_right = cross_entropy_reference(reference, labels, torch.tensor(0.25, device=DEVICE))
     with forced("kernels"):
         kept = logits.clone()
         silent_loss, _ = cross_entropy(kept, labels, factor=None)

@@ -60,9 +60,11 @@ def decoder_on(load: Callable[..., Any], case: str, *, is_on: bool) -> tuple[Dec
 @pytest.fixture
 def stand_in(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(replay, "Recording", Again)
-    monkeypatch.setattr(replay.torch.cuda, "empty_cache", lambda: None)
     monkeypatch.setattr(replay.torch.cuda, "graph_pool_handle", lambda: (0, 1))
     monkeypatch.setattr(replay.torch.cuda, "Stream", Line)
+    monkeypatch.setattr(replay.torch.cuda, "max_memory_allocated", lambda _: 5 << 30)
+    monkeypatch.setattr(replay.torch.cuda, "memory_allocated", lambda _: 3 << 30)
+    monkeypatch.setattr(replay.torch.cuda, "mem_get_info", lambda _: (4 << 30, 80 << 30))
     Again.made, Again.last_stream = 0, None
 
 
@@ -111,6 +113,21 @@ def test_what_cannot_be_recorded_is_launched(load: Callable[..., Any], monkeypat
         found.append(optimizer.gradient_P.clone())
     assert decoder.replays.fault == "CUDA out of memory. Tried to allocate 2.00 GiB." and not decoder.replays.is_on
     assert torch.equal(*found)
+
+
+@pytest.mark.usefixtures("stand_in")
+def test_memory_that_other_passes_need_is_left_to_them(
+    load: Callable[..., Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    emptied: list[bool] = []
+    monkeypatch.setattr(replay.torch.cuda, "empty_cache", lambda: emptied.append(True))
+    monkeypatch.setattr(replay.torch.cuda, "mem_get_info", lambda _: (3 << 30, 80 << 30))
+    decoder, _ = decoder_on(load, "llama, tied", is_on=True)
+    for _ in range(3):
+        decoder.train(batch([37, 20, 11, 30]), seed=7, step=1, divisor=10)
+    assert Again.made == 0 and not decoder.replays.is_on
+    assert emptied == [True], "what is cached is tried first"
+    assert "2.0 GiB, and 3.0 GiB are free" in str(decoder.replays.fault)
 
 
 @pytest.mark.usefixtures("stand_in")

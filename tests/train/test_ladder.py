@@ -210,7 +210,7 @@ def test_replaying_is_told_and_so_is_its_end(make_job: MakeJob, monkeypatch: pyt
     )
     found = run(make_job())
     assert observed == list(range(len(observed) - 1, -1, -1))
-    assert [event["is_replayed"] for event in of_kind(found, "path")] == [False, True]
+    assert [event["is_replayed"] for event in of_kind(found, "path")] == [False, True, False]
     notices = [event for event in of_kind(found, "notice") if event["code"] == "NOT_REPLAYED"]
     assert len(notices) == 1 and "no memory" in notices[0]["message"]
 

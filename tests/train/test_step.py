@@ -214,6 +214,28 @@ def stepped(
     return outcomes, optimizer, computed
 
 
+def test_batches_that_cannot_be_made_leave_the_step_undone(monkeypatch: pytest.MonkeyPatch) -> None:
+    """So that it can be repeated: the update comes after them."""
+    model, _ = random_llama(SHAPES["tiny"], name="tiny", dtype=torch.float32, device=CPU)
+    settings = TrainingSettings(lora_rank=4)
+    inject(model, settings=settings)
+    optimizer = FlatAdamW(adapter_parameters(model), weight_decay=0.0)
+    Decoder(model, settings=settings)
+    before = optimizer.values_P.detach().clone()
+
+    def refuse() -> list[Batch]:
+        raise torch.OutOfMemoryError("CUDA out of memory")
+
+    for is_overlapped in (True, False):
+        monkeypatch.setattr(step_module, "is_asynchronous", lambda _, is_overlapped=is_overlapped: is_overlapped)
+        with pytest.raises(torch.OutOfMemoryError):
+            train_step(
+                model, optimizer, [made_up([30, 20])], seed=0, step=1, learning_rate=0.01, max_gradient_norm=1.0,
+                device=CPU, upcoming=refuse,
+            )  # fmt: skip
+        assert torch.equal(optimizer.values_P, before) and optimizer.updates == 0
+
+
 @pytest.mark.parametrize(
     ("changes", "computed"),
     [

@@ -76,9 +76,9 @@ class Replays:
         self._recorded.clear()
         self._pool = None
 
-    def fail(self, error: RuntimeError) -> None:
+    def fail(self, reason: RuntimeError | str) -> None:
         """Go on launch by launch."""
-        self.fault = " ".join(str(error).split())[:200]
+        self.fault = " ".join(str(reason).split())[:200]
         self.is_on = False
         self.forget()
 
@@ -93,6 +93,19 @@ class Replays:
         static.factor.copy_(factor)
         return recording.replay()
 
+    def _lack(self) -> str | None:
+        """Why recordings would take memory that is needed: they keep theirs, and other passes run beside them."""
+        needed = torch.cuda.max_memory_allocated(self._device) - torch.cuda.memory_allocated(self._device)
+        free, _ = torch.cuda.mem_get_info(self._device)
+        if free < 2 * needed:
+            torch.cuda.empty_cache()  # a recording cannot do so itself
+            free, _ = torch.cuda.mem_get_info(self._device)
+        if free >= 2 * needed or self._pool is not None:  # which holds what a pass needs
+            return None
+        return (
+            f"a pass takes {needed / 2**30:.1f} GiB, and {free / 2**30:.1f} GiB are free: recordings want as much again"
+        )
+
     def _record(self, key: Any, laid: Laid, step: Tensor, factor: Tensor) -> bool:
         """Whether the pass is recorded now. Its first run, launch by launch, loads what it needs."""
         if key not in self._seen:
@@ -100,8 +113,10 @@ class Replays:
             return False
         if len(self._recorded) == MOST_RECORDINGS:
             self._recorded.clear()
+        if (lack := self._lack()) is not None:
+            self.fail(lack)
+            return False
         static = Static(laid.clone(), step.clone(), factor.clone())
-        torch.cuda.empty_cache()  # a recording cannot do so where it finds no memory
         self._pool = self._pool or torch.cuda.graph_pool_handle()
         self._stream = self._stream or torch.cuda.Stream(self._device)
         try:

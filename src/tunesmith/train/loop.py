@@ -252,7 +252,9 @@ class Run:
         )
 
     def _tell_replay_fault(self) -> None:
-        if (fault := self.path.replay_fault) is not None:
+        fault = self.path.replay_fault
+        if fault is not None and "NOT_REPLAYED" not in self.state.told:
+            self._tell_path()
             self.notice(
                 "NOT_REPLAYED",
                 f"Passes could not be recorded as CUDA graphs and are launched kernel by kernel, more slowly: {fault}",

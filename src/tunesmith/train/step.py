@@ -92,10 +92,10 @@ def train_step(
     clipping = {"learning_rate": learning_rate, "max_norm": max_gradient_norm}
     next_begun: Begun | None = None
     if is_asynchronous(device):
-        optimizer.update_unless_bad(loss=told[0], norm=told[1], **clipping)
         arrival = _Arrival(told)
-        next_batches = upcoming()
+        next_batches = upcoming()  # it may fail: before the update, so that the step can be repeated
         was_idle = arrival.is_there()
+        optimizer.update_unless_bad(loss=told[0], norm=told[1], **clipping)
         if next_batches and decoder is not None:
             with suppress(RuntimeError):  # no memory: that step meets it again, when it can be repeated
                 next_begun = _begin(model, optimizer, next_batches, seed=seed, step=step + 1, device=device)
