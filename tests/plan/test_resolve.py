@@ -10,7 +10,7 @@ from tests.jobs.conftest import model_facts, preparation
 from tunesmith.errors import MachineCannot
 from tunesmith.plan.machine import Gpu, Machine
 from tunesmith.plan.memory import adapter_parameters, artifact_bytes, disk_bytes, memory_parts
-from tunesmith.plan.resolve import MINIMUM_STEPS, resolve
+from tunesmith.plan.resolve import FAST_LAYER_SECONDS, MINIMUM_STEPS, resolve
 from tunesmith.plan.speed import CPU_SUSTAINED_SHARE, GPU_SUSTAINED_SHARES, Speed, machine_speed
 from tunesmith.spec import paths
 from tunesmith.spec.datasets import Preparation
@@ -222,6 +222,21 @@ def test_layers_are_compiled_where_that_gains_more_than_it_takes() -> None:
         with pytest.raises(MachineCannot) as caught:
             plan(TrainingSettings(compile_layers="on"), on=where)
         assert caught.value.code == "COMPILE_NOT_HERE"
+
+
+def test_a_small_model_takes_its_time_on_a_gpu_however_few_its_operations() -> None:
+    speed = Speed(operations_per_second=1e16, reason="test", shares=GPU_SUSTAINED_SHARES)
+    rows = preparation(training=1000, tokens=2_000_000, longest=2048)
+    small, large, generic = (
+        plan(settings, rows=rows, on=on_gpu(), speed=speed, parameters=parameters, num_layers=30)
+        for settings, parameters in ((None, 10**8), (None, 10**10), (GENERIC, 10**8))
+    )
+    micro, length = small.settings.micro_batch_size, small.settings.sequence_length
+    assert isinstance(micro, int) and isinstance(length, int)
+    passes = max(small.steps, math.ceil(small.tokens_per_epoch * small.settings.epochs / (length * micro)))
+    assert small.seconds == pytest.approx(passes * 30 * FAST_LAYER_SECONDS) and "a layer" in small.seconds_reason
+    assert "a layer" not in large.seconds_reason and large.seconds > small.seconds
+    assert "a layer" not in generic.seconds_reason and generic.seconds < small.seconds
 
 
 def test_layers_are_computed_twice_as_few_as_fit_and_after_the_rows_of_a_pass_are_one() -> None:

@@ -29,6 +29,8 @@ MINIMUM_STEPS = 60
 CPU_TOKENS_PER_FORWARD = 4096  # beyond it a CPU gains nothing and its caches lose
 # Products are as fast as they get from about here on (8B, one H200: 18,100 tokens/s at 8,192, 18,300 at 16,384).
 GPU_TOKENS_PER_FORWARD = 8192
+# Forward and backward through a layer of a small model (135 million parameters, 2,048 tokens), replayed, on an H200.
+FAST_LAYER_SECONDS = 0.4e-3
 COMPILE_SECONDS = 20  # of the generic path's layers, cold: three graphs of one layer (H200: 9 s for that of training)
 USABLE_SHARE = 0.9  # of the memory free now; the rest is for what the estimate does not see
 
@@ -133,6 +135,12 @@ def resolve(
     _require_fit(peak, parts, machine, settled)
     steps_per_epoch = math.ceil(rows / batch)
     seconds, seconds_reason = _seconds(settled, facts, preparation, speed)
+    least = _least_seconds(settled, facts, preparation, machine, steps=steps_per_epoch * settled.epochs)
+    if least > seconds:
+        seconds, seconds_reason = (
+            least,
+            f"rough: {FAST_LAYER_SECONDS * 1e3:g} ms a layer and pass, however few its tokens",
+        )
     return Plan(
         settings=settled,
         reasons=reasons,
@@ -311,6 +319,18 @@ def _seconds(
     twice = 0 if settings.checkpointed_layers == AUTO else settings.checkpointed_layers / facts.num_layers
     rate, reason = speed.of(path=settings.path, is_compiled=settings.compile_layers == "on")
     return (training * (1 + twice / 3) + evaluation) / rate, reason
+
+
+def _least_seconds(
+    settings: TrainingSettings, facts: ModelFacts, preparation: Preparation, machine: Machine, *, steps: int
+) -> float:
+    """Of training a small model on a GPU: its kernels take their time whatever they work on."""
+    if machine.device != "cuda" or settings.path != "fast":
+        return 0.0
+    assert isinstance(settings.micro_batch_size, int) and isinstance(settings.sequence_length, int)
+    tokens = preparation.training.total * settings.epochs
+    passes = max(steps, math.ceil(tokens / (settings.sequence_length * settings.micro_batch_size)))
+    return passes * facts.num_layers * FAST_LAYER_SECONDS
 
 
 def _notices(settings: TrainingSettings, counts: RowCounts, machine: Machine) -> list[Notice]:
