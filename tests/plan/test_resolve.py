@@ -228,7 +228,16 @@ def test_a_small_model_takes_its_time_on_a_gpu_however_few_its_operations() -> N
     speed = Speed(operations_per_second=1e16, reason="test", shares=GPU_SUSTAINED_SHARES)
     rows = preparation(training=1000, tokens=2_000_000, longest=2048)
     small, large, generic = (
-        plan(settings, rows=rows, on=on_gpu(), speed=speed, parameters=parameters, num_layers=30)
+        plan(
+            settings,
+            rows=rows,
+            on=on_gpu(),
+            speed=speed,
+            parameters=parameters,
+            num_layers=30,
+            model_type="llama",
+            head_dim=64,
+        )
         for settings, parameters in ((None, 10**8), (None, 10**10), (GENERIC, 10**8))
     )
     micro, length = small.settings.micro_batch_size, small.settings.sequence_length
