@@ -11,6 +11,7 @@ from tunesmith.cli.output import Output, visible
 from tunesmith.cli.report import Reporter
 from tunesmith.errors import MachineCannot
 from tunesmith.spec.datasets import Preview, PreviewPiece
+from tunesmith.spec.metrics import PathEvent
 
 
 @pytest.mark.parametrize(
@@ -89,3 +90,27 @@ def test_a_dumb_terminal_gets_lines_and_no_bar(monkeypatch: pytest.MonkeyPatch) 
     with Reporter(Output(json_wanted=False)) as reporter:
         reporter.say("a line")
     assert shown.getvalue() == "a line\n"
+
+
+@pytest.mark.parametrize(
+    ("changes", "told"),
+    [
+        ({}, "Path: fast (as asked)\n"),
+        ({"is_replayed": True}, "Path: fast (as asked), passes replayed as CUDA graphs\n"),
+        ({"is_compiled": True}, "Path: fast (as asked), layers compiled at their first use\n"),
+        ({"checkpointed_layers": 3}, "Path: fast (as asked), 3 layers computed twice\n"),
+    ],
+)
+def test_what_computes_the_layers_is_told(
+    monkeypatch: pytest.MonkeyPatch, changes: dict[str, object], told: str
+) -> None:
+    shown = Terminal()
+    monkeypatch.setattr(sys, "stdout", shown)
+    monkeypatch.setenv("TERM", "dumb")
+    plain = {
+        "time": "2026-01-01T00:00:00Z", "path": "fast", "reason": "as asked", "is_compiled": False,
+        "micro_batch_size": 1, "checkpointed_layers": 0,
+    }  # fmt: skip
+    with Reporter(Output(json_wanted=False)) as reporter:
+        reporter.event(PathEvent.model_validate(plain | changes))
+    assert shown.getvalue() == told

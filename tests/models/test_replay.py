@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from itertools import count
 from typing import Any
 
 import pytest
@@ -34,9 +35,10 @@ class Again:
 
     made = 0
     last_stream: Any = None
+    pools: list[Any] = []  # noqa: RUF012  # emptied by the fixture
 
     def __init__(self, work: Callable[[], Tensor], *, stream: Any, pool: Any) -> None:
-        assert pool == (0, 1)
+        Again.pools.append(pool)
         assert Again.last_stream in (None, stream), "the same each time: else no memory is used twice"
         Again.last_stream = stream
         Again.made += 1
@@ -60,12 +62,13 @@ def decoder_on(load: Callable[..., Any], case: str, *, is_on: bool) -> tuple[Dec
 @pytest.fixture
 def stand_in(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(replay, "Recording", Again)
-    monkeypatch.setattr(replay.torch.cuda, "graph_pool_handle", lambda: (0, 1))
+    handles = count(1)
+    monkeypatch.setattr(replay.torch.cuda, "graph_pool_handle", lambda: (0, next(handles)))
     monkeypatch.setattr(replay.torch.cuda, "Stream", Line)
     monkeypatch.setattr(replay.torch.cuda, "max_memory_allocated", lambda _: 5 << 30)
     monkeypatch.setattr(replay.torch.cuda, "memory_allocated", lambda _: 3 << 30)
     monkeypatch.setattr(replay.torch.cuda, "mem_get_info", lambda _: (4 << 30, 80 << 30))
-    Again.made, Again.last_stream = 0, None
+    Again.made, Again.last_stream, Again.pools = 0, None, []
 
 
 @pytest.mark.slow  # in Triton's interpreter
@@ -152,6 +155,8 @@ def test_recordings_are_few_and_can_be_given_back(monkeypatch: pytest.MonkeyPatc
     for _ in range(2):
         run(0)
     assert Again.made == 5, "after its first run anew"
+    numbers = [pool[1] for pool in Again.pools]
+    assert numbers == [1, 1, 2, 2, 3], "shared, and none taken again once its recordings are gone"
 
 
 def test_sizes_come_back() -> None:

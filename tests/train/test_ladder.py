@@ -213,6 +213,11 @@ def test_replaying_is_told_and_so_is_its_end(make_job: MakeJob, monkeypatch: pyt
     assert [event["is_replayed"] for event in of_kind(found, "path")] == [False, True, False]
     notices = [event for event in of_kind(found, "notice") if event["code"] == "NOT_REPLAYED"]
     assert len(notices) == 1 and "no memory" in notices[0]["message"]
+    monkeypatch.setattr(loop.ComputePath, "replay_fault", None)
+    monkeypatch.setattr(loop.ComputePath, "is_replayed", True)
+    kept = make_job("kept")
+    run(kept)
+    assert "passes replayed as CUDA graphs" in (kept.parent / "artifact" / "README.md").read_text()
 
 
 def test_faults_are_told_apart() -> None:

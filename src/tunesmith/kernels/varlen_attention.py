@@ -49,10 +49,6 @@ class Documents(NamedTuple):
     query_blocks: Tensor
     key_blocks: Tensor
 
-    @property
-    def longest(self) -> int:
-        return int(np.diff(self.keys).max())
-
 
 def tables(queries: np.ndarray, keys: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """`query_blocks` and `key_blocks` of `Documents`, on the host."""

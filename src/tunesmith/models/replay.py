@@ -113,6 +113,7 @@ class Replays:
             return False
         if len(self._recorded) == MOST_RECORDINGS:
             self._recorded.clear()
+            self._pool = None  # torch takes none again whose recordings are all gone
         if (lack := self._lack()) is not None:
             self.fail(lack)
             return False

@@ -100,15 +100,13 @@ def train_step(
             with suppress(RuntimeError):  # no memory: that step meets it again, when it can be repeated
                 next_begun = _begin(model, optimizer, next_batches, seed=seed, step=step + 1, device=device)
         total, norm = arrival.values()
+        optimizer.updates += math.isfinite(total) and math.isfinite(norm)
     else:
         upcoming()
         was_idle = False
         total, norm = told.tolist()
-    is_finite = math.isfinite(total) and math.isfinite(norm)
-    if is_asynchronous(device):
-        optimizer.updates += is_finite
-    elif is_finite:
-        optimizer.update(norm=norm, **clipping)
+        if math.isfinite(total) and math.isfinite(norm):
+            optimizer.update(norm=norm, **clipping)
     outcome = StepOutcome(
         loss=total / learned_tokens,
         gradient_norm=norm,
