@@ -22,7 +22,7 @@ from urllib.parse import urlsplit
 
 import httpx2
 import pytest
-from playwright.sync_api import Browser, Page, expect, sync_playwright
+from playwright.sync_api import Browser, ConsoleMessage, Page, expect, sync_playwright
 from playwright.sync_api import Error as BrowserError
 
 AXE = Path(__file__).parent / "axe" / "axe.min.js"
@@ -155,6 +155,10 @@ def browser() -> Iterator[Browser]:
         opened.close()
 
 
+def told(message: ConsoleMessage) -> str:
+    return f"{message.text} ({message.location['url']})"
+
+
 @pytest.fixture
 def new_page(
     browser: Browser, request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
@@ -171,7 +175,7 @@ def new_page(
         opened.append(context)
         context.on("page", lambda opened: pages.append(opened))
         page = context.new_page()
-        page.on("console", lambda message: faults.append(message.text) if message.type == "error" else None)
+        page.on("console", lambda message: faults.append(told(message)) if message.type == "error" else None)
         page.on("pageerror", lambda error: faults.append(str(error)))
         page.faults = faults  # type: ignore[attr-defined]  # a test that means an error empties it
         return page

@@ -171,6 +171,7 @@ def test_on_a_hub_a_server_of_one_s_own_is_reached_by_its_port(
         use(page, console, tmp_path)
         page.get_by_role("button", name="Sign out").click()
         page.wait_for_url(console + "/sign-in")
+        page.goto("about:blank")  # nothing of that page is under way when its server ends
     finally:
         served.stop()
 
