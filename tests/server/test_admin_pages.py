@@ -16,7 +16,7 @@ from tests.server.test_version_pages import EVIL, press, user
 from tunesmith.catalog.clock import now
 from tunesmith.jobs.state import State
 from tunesmith.plan import machine
-from tunesmith.server import auth
+from tunesmith.server import auth, policies, sessions
 from tunesmith.server.pages import ADMIN, words
 from tunesmith.server.service import Service
 from tunesmith.spec.jobs import JobState
@@ -369,7 +369,11 @@ def test_the_audit_is_filtered_and_paged(user: TestClient, place: str) -> None:
     assert "Nothing of that kind" in user.get("/admin/audit?actor=nobody").text
 
 
-def test_a_page_with_much_to_show_asks_the_database_no_more(user: TestClient, state: State) -> None:
+def test_a_page_with_much_to_show_asks_the_database_no_more(
+    user: TestClient, state: State, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for module in (policies, sessions):  # what is asked again once a second would be counted on a slow machine
+        monkeypatch.setattr(module, "REMEMBERED_SECONDS", 1000.0)
     asked: list[str] = []
     with state.database.read() as connection:
         event.listen(connection.engine, "before_cursor_execute", lambda *given: asked.append(given[2]))
@@ -392,4 +396,5 @@ def test_a_page_with_much_to_show_asks_the_database_no_more(user: TestClient, st
     fill(2, 2)
     few = costs()
     fill(40, 30)
-    assert all(count <= few[path] + 2 for path, count in costs().items()), "no query for each row"
+    grown = {path: (few[path], count) for path, count in costs().items() if count > few[path] + 2}
+    assert not grown, "no query for each row"
