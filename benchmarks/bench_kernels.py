@@ -1,4 +1,5 @@
-"""Each kernel of the fast path at a model's real sizes: microseconds a call, beside what moving its bytes would take.
+"""Kernels of the fast path, and of a module of the generic one, at a model's real sizes: microseconds a call, beside
+what moving its bytes would take.
 
     python -m benchmarks.bench_kernels [--models 8b,1b] [--only NAME,..] [--sweep] [--plain] [--output FOLDER]
 
@@ -14,6 +15,7 @@ import os
 from collections.abc import Callable, Iterator
 from contextlib import suppress
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from statistics import median
 from typing import Any
@@ -117,6 +119,16 @@ def cases(model: str) -> Iterator[Case]:
         return lora.project_backward(dx[:, :Q], dx[:, Q:], out, out_site, out_into, **more)
 
     yield Case("out backward", one * 3 * Q, lambda launch: with_launch(out_back, launch), backward)
+    # one module of the generic path, whose tokens are of any number
+    yield Case(
+        "module", one * Q, lambda launch: with_launch(partial(lora.project_alone, out, out_site), launch), forward
+    )
+    own_dx, du = values(TOKENS, Q), values(TOKENS, RANK)
+
+    def module_back(**more: Any) -> Any:
+        return lora.project_backward(own_dx, du, out, out_site, out_into, is_ragged=True, is_own=True, **more)
+
+    yield Case("module backward", one * 3 * Q, lambda launch: with_launch(module_back, launch), backward)
     rstd = torch.rand(TOKENS, device="cuda") + 0.5
     yield Case(
         "norm backward", one * 4 * D, lambda launch: rms_norm.rms_norm_backward(delta, h, weight, rstd, delta), []

@@ -15,12 +15,13 @@ from torch.nn import functional
 from tunesmith.kernels import backend
 from tunesmith.kernels.backend import forced, padded_rank
 from tunesmith.kernels.cross_entropy import cross_entropy, cross_entropy_reference
-from tunesmith.kernels.dropout import column_keys, keep_mask, masked, row_keys, site_key, step_key, step_places
+from tunesmith.kernels.dropout import masked, site_key, site_mask, step_key, step_places
 from tunesmith.kernels.lora import (
     Gradient,
     Projection,
     add_parts,
     project,
+    project_alone,
     project_backward,
     project_backward_reference,
     project_reference,
@@ -56,29 +57,30 @@ def off(found: Tensor, wanted: Tensor) -> float:
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 @pytest.mark.parametrize(("tokens", "features"), [(128, 512), (37, 261), (1, 3)])
 def test_masking_in_one_pass_draws_the_reference_s_mask(dtype: torch.dtype, tokens: int, features: int) -> None:
-    device = torch.device(DEVICE)
-    rows = row_keys(seed=5, step=8, offset=70, count=tokens, device=device)
-    columns = column_keys(module_index=3, num_features=features, device=device)
-    mask = keep_mask(rows, columns, num_features=features, probability=0.3, dtype=dtype)
+    places = step_places(torch.arange(70, 70 + tokens, dtype=torch.int32, device=DEVICE), step_key(seed=5, step=8))
+    options: Any = {"site": site_key(3), "probability": 0.3}
+    mask = site_mask(places, num_features=features, count=1, index=0, **options)
     x = draw(tokens, features, dtype=dtype)
-    with forced("kernels"):
-        assert torch.equal(masked(x, rows, columns, probability=0.3), x * mask)
-        across = draw(features, tokens, dtype=dtype).t()  # another layout than rows side by side
-        assert torch.equal(masked(across, rows, columns, probability=0.3), across * mask)
-        own = draw(tokens, features, dtype=dtype)
-        assert masked(own, rows, columns, probability=0.3, is_own=True) is own
-    assert torch.equal(own, draw(tokens, features, dtype=dtype) * mask)
+    for what in ("reference", "kernels"):
+        with forced(what):
+            assert torch.equal(masked(x, places, **options), x * mask)
+            across = draw(features, tokens, dtype=dtype).t()  # another layout than rows side by side
+            assert torch.equal(masked(across, places, **options), across * mask)
+            own = draw(tokens, features, dtype=dtype)
+            assert masked(own, places, is_own=True, **options) is own
+        assert torch.equal(own, x * mask)
 
 
 def projection(
-    features: int, *, count: int, rank: int = 16, probability: float = 0.05, dtype: torch.dtype = torch.float32
-) -> Projection:
+    features: int, *, count: int, rank: int = 16, probability: float = 0.05, dtype: torch.dtype = torch.float32,
+    tokens: int = TOKENS,
+) -> Projection:  # fmt: skip
     return Projection(
         a_IK=draw(count * rank, features, seed=11, dtype=dtype, scale=features**-0.5),
         count=count,
         rank=rank,
         places_T=step_places(
-            torch.arange(500, 500 + TOKENS, dtype=torch.int32, device=DEVICE), step_key(seed=3, step=9)
+            torch.arange(500, 500 + tokens, dtype=torch.int32, device=DEVICE), step_key(seed=3, step=9)
         ),
         site=site_key(5),
         probability=probability,
@@ -193,6 +195,31 @@ def test_adapter_backward_equals_the_reference(
             found = project_backward(dx if needs_dx else None, du, source, given, into, **options)
         assert off(total - start, gradient) < TOLERANCE[dtype]
         assert found is None if not needs_dx else off(found, wanted) < TOLERANCE[dtype]
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("tokens", [1, 77, 200])
+@pytest.mark.parametrize(("features", "count", "rank"), [(96, 1, 16), (256, 2, 32)])
+def test_any_number_of_tokens_and_no_copy_of_the_input(
+    dtype: torch.dtype, tokens: int, features: int, count: int, rank: int
+) -> None:
+    given = projection(features, count=count, rank=rank, probability=0.2, dtype=dtype, tokens=tokens)
+    source = draw(tokens, features + 8, seed=1, dtype=dtype)[:, 8:]  # not contiguous
+    with forced("kernels"):
+        assert off(project_alone(source, given), project_reference(source, given)) < TOLERANCE[dtype]
+    x, dx = source.contiguous(), draw(tokens, features, seed=2, dtype=dtype)
+    du = draw(tokens, count * rank, seed=3, dtype=dtype)
+    wanted, gradient = project_backward_reference(dx, du, x, given)
+    own, total = dx.clone(), torch.zeros(count * rank, features, device=DEVICE)
+    for into, is_own in ((dx, False), (own, True), (None, False)):
+        total.zero_()
+        sums = [Gradient(into_rK=part) for part in total.split(rank)]
+        with forced("kernels"):
+            found = project_backward(into, du, x, given, sums, is_ragged=True, is_own=is_own)
+        assert off(total, gradient) < TOLERANCE[dtype]
+        assert found is None if into is None else off(found, wanted) < TOLERANCE[dtype]
+        assert (found is into) is (is_own or into is None)
+    assert torch.equal(dx, draw(tokens, features, seed=2, dtype=dtype)), "only what may be written over is"
 
 
 def test_adapter_reference_equals_autograd() -> None:

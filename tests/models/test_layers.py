@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from torch._dynamo.utils import counters
 
 from tunesmith.data.batch import Batch
-from tunesmith.models import attention
+from tunesmith.models import attention, lora
 from tunesmith.models.forward import hidden_states, output_head
 from tunesmith.models.generate import greedy
 from tunesmith.models.layers import (
@@ -93,10 +93,15 @@ def require_equal(model: nn.Module, batches: list[Batch], wanted: list[tuple[flo
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("with_kernel", [True, False], ids=["one operation", "buckets"])
+@pytest.mark.parametrize(
+    ("with_kernel", "draws_in_kernels"),
+    [(True, False), (True, True), (False, False)],
+    ids=["one operation", "as on a GPU", "buckets"],
+)
 def test_compiled_layers_equal_plain_ones_and_are_not_compiled_for_each_batch(
-    load: Any, monkeypatch: pytest.MonkeyPatch, fresh_compiler: None, with_kernel: bool
+    load: Any, monkeypatch: pytest.MonkeyPatch, fresh_compiler: None, with_kernel: bool, draws_in_kernels: bool
 ) -> None:
+    monkeypatch.setattr(lora, "_draws_in_kernels", lambda _: draws_in_kernels)
     model, vocabulary = adapted(load, "llama")
     batches = [batch(lengths, vocabulary) for lengths in LENGTHS]
     wanted = [loss_and_gradient(model, one, step=step) for step, one in enumerate(batches)]

@@ -13,7 +13,20 @@ from transformers.pytorch_utils import Conv1D
 
 from tests.models.conftest import EVERY_ARCHITECTURE
 from tunesmith.errors import InputRefused, MachineCannot, TunesmithError
-from tunesmith.kernels.dropout import column_keys, keep_mask, keep_rate, row_keys
+from tunesmith.kernels import backend
+from tunesmith.kernels.backend import forced
+from tunesmith.kernels.dropout import (
+    column_keys,
+    keep_mask,
+    keep_rate,
+    masked,
+    row_keys,
+    site_key,
+    site_mask,
+    step_key,
+    step_places,
+)
+from tunesmith.models import lora, lora_product
 from tunesmith.models.lora import (
     LoraClock,
     LoraLinear,
@@ -98,7 +111,55 @@ def test_values_and_gradients_equal_the_formula(name: str, with_dropout: bool, n
     assert module.base.weight.grad is None
 
 
-def test_dropout_moves_with_the_position_only() -> None:
+@pytest.mark.slow
+@pytest.mark.skipif(not backend.HAS_TRITON, reason="triton is not installed")
+@pytest.mark.parametrize("needs_input_gradient", [False, True])
+@pytest.mark.parametrize(
+    ("dtype", "rank", "features", "is_fused"),
+    [(torch.float16, 4, 96, True), (torch.float16, 24, 80, True), (torch.float16, 4, 90, False),
+     (torch.float16, 160, 96, False), (torch.float32, 4, 96, False)],
+)  # fmt: skip
+def test_as_one_operation_of_kernels_it_equals_the_formula(
+    monkeypatch: pytest.MonkeyPatch, dtype: torch.dtype, rank: int, features: int, is_fused: bool,
+    needs_input_gradient: bool,
+) -> None:  # fmt: skip
+    """As on a GPU, in Triton's interpreter; odd tokens, an input that is not contiguous."""
+    tokens, out, factor = 77, 72, 0.75
+    places = step_places(torch.arange(500, 500 + tokens, dtype=torch.int32), step_key(seed=3, step=2))
+    mask = site_mask(places, site=site_key(5), num_features=features, count=1, index=0, probability=0.2)
+    draw = torch.Generator().manual_seed(1)
+    x, weight, bias, a, b = (
+        torch.randn(*shape, generator=draw) * scale
+        for shape, scale in (((tokens, features + 8), 1), ((out, features), 0.1), ((out,), 1), ((rank, features), 0.1),
+                             ((out, rank), 0.1))
+    )  # fmt: skip
+    x, weight, bias = x.to(dtype)[:, 8:], weight.to(dtype), bias.to(dtype)
+    leaves = [tensor.detach().requires_grad_() for tensor in (a, b, x)][: 2 + needs_input_gradient]
+    given = [*leaves, x][:3]
+    options: Any = {"dropout": 0.2, "factor": factor / keep_rate(0.2)}
+    masks: list[int] = []
+    monkeypatch.setattr(lora_product, "masked", lambda x, *args, **more: masks.append(1) or masked(x, *args, **more))
+    with forced("kernels"):
+        found = lora_product.lora_product(
+            given[2], weight, bias, given[0], given[1], places, torch.tensor(site_key(5)), **options
+        )
+        weights = torch.randn(tokens, out, generator=draw).to(dtype)
+        gradients = torch.autograd.grad((found * weights).sum(), leaves)
+    assert len(masks) == (0 if is_fused else 2 + needs_input_gradient), "fused, no masked copy of the input is made"
+    exact = [tensor.detach().double().requires_grad_() for tensor in leaves]
+    last = exact[2] if needs_input_gradient else x.double()
+    dropped = last * mask / keep_rate(0.2)
+    wanted = last @ weight.double().t() + bias.double() + factor * dropped @ exact[0].t() @ exact[1].t()
+    rounding = 2e-3 if dtype == torch.float16 else 1e-6
+    pairs = zip([found, *gradients], [wanted, *torch.autograd.grad((wanted * weights).sum(), exact)], strict=True)
+    for ours, formula in pairs:
+        assert float((ours.detach().double() - formula.detach()).norm() / formula.detach().norm()) < rounding
+    assert gradients[0].dtype == gradients[1].dtype == torch.float32
+
+
+@pytest.mark.parametrize("draws_in_kernels", [False, True])
+def test_dropout_moves_with_the_position_only(monkeypatch: pytest.MonkeyPatch, draws_in_kernels: bool) -> None:
+    monkeypatch.setattr(lora, "_draws_in_kernels", lambda _: draws_in_kernels)
     torch.manual_seed(0)
     model = TwoLayers()
     inject(model, settings=settings())
@@ -126,7 +187,7 @@ def test_masks_of_modules_with_the_same_input_are_independent() -> None:
     inject(model, settings=settings(lora_dropout=0.5))
     set_dropout_position(model, seed=0, step=1, offset=0)
     rows = row_keys(seed=0, step=1, offset=0, count=200, device=CPU)
-    columns = [module.column_keys_1C for module in lora_modules(model)]
+    columns = [module.columns for module in lora_modules(model)]
     first, second = (
         keep_mask(rows, keys, num_features=12, probability=0.5, dtype=torch.float32)
         for keys in columns

@@ -1,8 +1,9 @@
 # pyright: reportInvalidTypeForm=false
 """Dropout whose mask is a pure function of (seed, step, module, position in the step, feature).
 
-Two formulas: the one of this page's first part serves modules one by one, on any device; `site_mask` below serves the
-fused kernels, where a group of modules that read one input (a site) draws all its masks from one hash.
+Two formulas: the one of this page's first part serves a CPU, which has wide multipliers; `site_mask` below serves a
+GPU's kernels, which have none, and there a group of modules that read one input (a site) draws all its masks from one
+hash.
 
 In come a few integers; out goes a mask of 0 and 1 in the dtype of the activations. No generator, no state and no
 stored mask: a resumed run, another micro-batch size and another device draw the very same mask. This file is both the
@@ -22,7 +23,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from tunesmith.kernels.backend import Launch, kernel, runs_triton, tl, triton
+from tunesmith.kernels.backend import Launch, kernel, odd_keys, runs_triton, site_hash, tl, triton
 
 LANES = 4
 _LANE_VALUES = 1 << 16
@@ -105,45 +106,7 @@ def keep_mask(
     return torch.ge(lanes_NI, threshold(probability) - _LANE_VALUES // 2, out=mask_NI)
 
 
-MASK = Launch(rows=16, columns=256, warps=4, stages=1)
-
-
-def masked(
-    x_NI: Tensor, row_keys_N1: Tensor, column_keys_1C: Tensor, *, probability: float, is_own: bool = False
-) -> Tensor:
-    """x_NI * keep_mask(...), in one pass on a GPU, where the mask is never stored. is_own: x_NI may be written over."""
-    N, num_features = x_NI.shape
-    if not runs_triton(x_NI):
-        mask_NI = keep_mask(
-            row_keys_N1, column_keys_1C, num_features=num_features, probability=probability, dtype=x_NI.dtype
-        )
-        return x_NI.mul_(mask_NI) if is_own else x_NI * mask_NI
-    kept_NI = x_NI if is_own else torch.empty((N, num_features), dtype=x_NI.dtype, device=x_NI.device)
-    _masked[(triton.cdiv(N, MASK.rows), triton.cdiv(num_features, MASK.columns))](
-        x_NI, kept_NI, row_keys_N1, column_keys_1C, N, num_features, *x_NI.stride(), *kept_NI.stride(),
-        LIMIT=threshold(probability), BN=MASK.rows, BI=MASK.columns, **MASK.options(),
-    )  # fmt: skip
-    return kept_NI
-
-
-@kernel
-def _masked(
-    x_ptr, out_ptr, rows_ptr, columns_ptr, N, K, LDXN, LDXI, LDON, LDOI,
-    LIMIT: tl.constexpr, BN: tl.constexpr, BI: tl.constexpr,
-):  # fmt: skip
-    rows = tl.program_id(0).to(tl.int64) * BN + tl.arange(0, BN)
-    columns = tl.program_id(1) * BI + tl.arange(0, BI)
-    is_inside = (rows < N)[:, None] & (columns < K)[None, :]
-    row_keys = tl.load(rows_ptr + rows, mask=rows < N, other=0)
-    column_keys = tl.load(columns_ptr + columns // 4, mask=columns < K, other=0)
-    z = row_keys[:, None] * column_keys[None, :]
-    z = (z ^ (z >> 32)) * -2960836687051489901  # MULTIPLIER
-    lane = ((z >> ((columns % 4) * 16).to(tl.int64)[None, :]) + 32768) & 65535  # as an unsigned value: + 2^15 mod 2^16
-    x = tl.load(x_ptr + rows[:, None] * LDXN + columns[None, :] * LDXI, mask=is_inside)
-    tl.store(out_ptr + rows[:, None] * LDON + columns[None, :] * LDOI, tl.where(lane >= LIMIT, x, 0.0), mask=is_inside)
-
-
-# ---- the fused kernels' formula
+# ---- the formula of kernels
 #
 # Rows (a token's place in the step plus the step's key) and columns (a feature plus its site's key) have odd 32-bit
 # keys, made of these sums, modulo 2^32, by lowbias32 (Wellons 2018). The hash of an element is h = row * column;
@@ -216,3 +179,37 @@ def site_mask(places_T: Tensor, *, site: int, num_features: int, count: int, ind
     h = (rows_T[:, None] * columns_K[None, :]) & _MASK_32
     h = ((h ^ (h >> 16)) * SITE_MULTIPLIER) & _MASK_32
     return ((h << (index * site_bits(count))) & _MASK_32) >= site_threshold(probability, count)
+
+
+MASK = Launch(rows=16, columns=256, warps=4, stages=1)
+
+
+def masked(x_TK: Tensor, places_T: Tensor, *, site: int, probability: float, is_own: bool = False) -> Tensor:
+    """x_TK where `site_mask` of a site of one keeps it, else 0; in one pass on a GPU, where no mask is stored.
+
+    is_own: x_TK may be written over.
+    """
+    T, K = x_TK.shape
+    if not runs_triton(x_TK):
+        mask_TK = site_mask(places_T, site=site, num_features=K, count=1, index=0, probability=probability)
+        return x_TK.mul_(mask_TK) if is_own else x_TK * mask_TK
+    kept_TK = x_TK if is_own else torch.empty((T, K), dtype=x_TK.dtype, device=x_TK.device)
+    _masked[(triton.cdiv(T, MASK.rows), triton.cdiv(K, MASK.columns))](
+        x_TK, kept_TK, places_T, site, T, K, *x_TK.stride(), *kept_TK.stride(),
+        THRESHOLD=site_threshold(probability, 1), BM=MASK.rows, BK=MASK.columns, **MASK.options(),
+    )  # fmt: skip
+    return kept_TK
+
+
+@kernel(do_not_specialize=["site", "T"])
+def _masked(
+    x_ptr, out_ptr, places_ptr, site, T, K, LDXT, LDXK, LDOT, LDOK,
+    THRESHOLD: tl.constexpr, BM: tl.constexpr, BK: tl.constexpr,
+):  # fmt: skip
+    rows = tl.program_id(0).to(tl.int64) * BM + tl.arange(0, BM)
+    columns = tl.program_id(1) * BK + tl.arange(0, BK)
+    is_inside = (rows < T)[:, None] & (columns < K)[None, :]
+    keys = odd_keys(tl.load(places_ptr + rows, mask=rows < T, other=0))
+    is_kept = site_hash(keys, odd_keys(columns + site)) >= THRESHOLD
+    x = tl.load(x_ptr + rows[:, None] * LDXT + columns[None, :] * LDXK, mask=is_inside)
+    tl.store(out_ptr + rows[:, None] * LDOT + columns[None, :] * LDOK, tl.where(is_kept, x, 0.0), mask=is_inside)

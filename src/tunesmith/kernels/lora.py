@@ -8,7 +8,8 @@ The masks are a hash of place, feature and step (`dropout.site_mask`), made agai
 The source of x is x itself or, after a norm, h, whose x = h * rstd * w is made again in the same pass. The products
 with B belong to the caller, who folds them into the base's own (`models/decoder.py`).
 
-Dimensions: T tokens (a multiple of ROW_MULTIPLE), K features, G projections (1 to 3), R their padded rank, I = G R.
+Dimensions: T tokens (a multiple of ROW_MULTIPLE, or any number where `is_ragged`), K features, G projections (1 to 3),
+R their padded rank, I = G R.
 """
 
 from __future__ import annotations
@@ -131,14 +132,37 @@ def project(
         source_TK, source_TK if rstd_T is None else rstd_T, source_TK if weight_K is None else weight_K, wide_TL,
         parts_STI, projection.a_IK, projection.places_T, projection.site, T,
         LDS=source_TK.stride(0), K=K, KS=per_split, LDX=width, G=projection.count, R=projection.rank,
-        BITS=projection.bits, THRESHOLD=projection.threshold, HAS_NORM=rstd_T is not None, BM=launch.rows,
-        BK=launch.columns, **launch.options(),
+        BITS=projection.bits, THRESHOLD=projection.threshold, HAS_NORM=rstd_T is not None, COPIES=True,
+        IS_RAGGED=False, BM=launch.rows, BK=launch.columns, **launch.options(),
     )  # fmt: skip
     _gather[(T // GATHER.rows,)](
         parts_STI, wide_TL, inner_TI, projection.scale, T,
-        K=K, LDX=width, INNER=inner, S=splits, BM=GATHER.rows, BI=GATHER.columns, **GATHER.options(),
+        K=K, LDX=width, INNER=inner, S=splits, IS_RAGGED=False, BM=GATHER.rows, BI=GATHER.columns, **GATHER.options(),
     )  # fmt: skip
     return wide_TL, inner_TI
+
+
+def project_alone(x_TK: Tensor, projection: Projection, *, launch: Launch | None = None) -> Tensor:
+    """(T, I): u without a copy of x beside it. Any number of tokens."""
+    T, K = x_TK.shape
+    if not runs_triton(x_TK):
+        return project_reference(x_TK, projection)
+    inner = projection.count * projection.rank
+    inner_TI = torch.empty(T, inner, dtype=x_TK.dtype, device=x_TK.device)
+    launch = fitting(launch or FORWARD, columns=K)
+    splits, per_split = _split_features(K, columns=launch.columns)
+    parts_STI = torch.empty(splits, T, inner, dtype=torch.float32, device=x_TK.device)
+    _forward[(triton.cdiv(T, launch.rows), splits)](
+        x_TK, x_TK, x_TK, x_TK, parts_STI, projection.a_IK, projection.places_T, projection.site, T,
+        LDS=x_TK.stride(0), K=K, KS=per_split, LDX=0, G=projection.count, R=projection.rank, BITS=projection.bits,
+        THRESHOLD=projection.threshold, HAS_NORM=False, COPIES=False, IS_RAGGED=True, BM=launch.rows,
+        BK=launch.columns, **launch.options(),
+    )  # fmt: skip
+    _gather[(triton.cdiv(T, GATHER.rows),)](
+        parts_STI, inner_TI, inner_TI, projection.scale, T,
+        K=0, LDX=inner, INNER=inner, S=splits, IS_RAGGED=True, BM=GATHER.rows, BI=GATHER.columns, **GATHER.options(),
+    )  # fmt: skip
+    return inner_TI
 
 
 def _split_features(features: int, *, columns: int) -> tuple[int, int]:
@@ -196,12 +220,14 @@ def project_backward(
     *,
     rstd_T: Tensor | None = None,
     weight_K: Tensor | None = None,
+    is_ragged: bool = False,
+    is_own: bool = False,
     launch: Launch | None = None,
 ) -> Tensor | None:
     """dx with the adapters' part added (None if dx is None); dA_j is added to `gradients[j]`, unless that is None.
 
     dx_TK, du_TI: may be column slices of one tensor. du_TI: its first I columns count. source_TK: x, or h where rstd
-    and the norm's weight are given.
+    and the norm's weight are given. is_own: dx_TK, then of K columns, may be written over.
     """
     T, K = source_TK.shape
     if not runs_triton(source_TK):
@@ -213,7 +239,9 @@ def project_backward(
     launch = fitting(launch or (BACKWARD_OF_ONE if projection.count == 1 else BACKWARD), columns=K)
     wanted = SPLITS_OF_ONE if projection.count == 1 and K < FEW_FEATURES else SPLITS
     splits, per_split = split_tokens(T, rows=launch.rows, splits=wanted)
-    out_TK = None if dx_TK is None else torch.empty(T, K, dtype=source_TK.dtype, device=source_TK.device)
+    out_TK = dx_TK
+    if dx_TK is not None and not is_own:
+        out_TK = torch.empty(T, K, dtype=source_TK.dtype, device=source_TK.device)
     parts_SIK = torch.empty(splits, *projection.a_IK.shape, dtype=torch.float32, device=source_TK.device)
     _backward[(K // launch.columns, splits)](
         source_TK if dx_TK is None else dx_TK, du_TI, source_TK,
@@ -222,7 +250,7 @@ def project_backward(
         projection.site, projection.scale, per_split, T,
         LDDX=0 if dx_TK is None else dx_TK.stride(0), LDDU=du_TI.stride(0), K=K, G=projection.count,
         R=projection.rank, BITS=projection.bits, THRESHOLD=projection.threshold, HAS_NORM=rstd_T is not None,
-        NEEDS_DX=dx_TK is not None, BM=launch.rows, BK=launch.columns, **launch.options(),
+        NEEDS_DX=dx_TK is not None, IS_RAGGED=is_ragged, BM=launch.rows, BK=launch.columns, **launch.options(),
     )  # fmt: skip
     add_parts(parts_SIK, gradients, rank=projection.rank)
     return out_TK
@@ -230,7 +258,7 @@ def project_backward(
 
 def split_tokens(tokens: int, *, rows: int, splits: int) -> tuple[int, int]:
     """(splits, tokens of each but the last, which may be shorter), in whole tiles of `rows`."""
-    tiles = tokens // rows
+    tiles = -(-tokens // rows)
     per_split = -(-tiles // splits)
     return -(-tiles // per_split), per_split * rows
 
@@ -261,12 +289,15 @@ def add_parts(parts_SIK: Tensor, gradients: Sequence[Gradient | None], *, rank: 
 def _forward(
     source_ptr, rstd_ptr, weight_ptr, wide_ptr, parts_ptr, a_ptr, places_ptr, site, tokens,
     LDS: tl.constexpr, K: tl.constexpr, KS: tl.constexpr, LDX: tl.constexpr, G: tl.constexpr, R: tl.constexpr,
-    BITS: tl.constexpr, THRESHOLD: tl.constexpr, HAS_NORM: tl.constexpr, BM: tl.constexpr, BK: tl.constexpr,
+    BITS: tl.constexpr, THRESHOLD: tl.constexpr, HAS_NORM: tl.constexpr, COPIES: tl.constexpr,
+    IS_RAGGED: tl.constexpr, BM: tl.constexpr, BK: tl.constexpr,
 ):  # fmt: skip
     """One program: BM tokens, KS features."""
     first = tl.program_id(0).to(tl.int64) * BM
     begin = tl.program_id(1) * KS
     rows = tl.arange(0, BM)
+    if IS_RAGGED:  # rows beyond the last token stand for it once more, and go nowhere
+        rows = tl.minimum(rows, (tokens - 1 - first).to(tl.int32))
     source_ptr += first * LDS
     wide_ptr += first * LDX
     if HAS_NORM:
@@ -283,7 +314,8 @@ def _forward(
         if HAS_NORM:
             weight = tl.load(weight_ptr + columns).to(tl.float32)
             x = made_once(x.to(tl.float32) * rstd[:, None] * weight[None, :]).to(x.dtype)
-        tl.store(wide_ptr + rows[:, None] * LDX + columns[None, :], x)
+        if COPIES:
+            tl.store(wide_ptr + rows[:, None] * LDX + columns[None, :], x)
         if G > 0:
             a = a_ptr + inner[None, :] * K + columns[:, None]
             kept = x
@@ -311,10 +343,13 @@ def _forward(
 @kernel(do_not_specialize=["tokens"])
 def _gather(
     parts_ptr, wide_ptr, inner_ptr, scale, tokens,
-    K: tl.constexpr, LDX: tl.constexpr, INNER: tl.constexpr, S: tl.constexpr, BM: tl.constexpr, BI: tl.constexpr,
+    K: tl.constexpr, LDX: tl.constexpr, INNER: tl.constexpr, S: tl.constexpr, IS_RAGGED: tl.constexpr,
+    BM: tl.constexpr, BI: tl.constexpr,
 ):  # fmt: skip
     """The inner values, summed over the splits, and zeros beside them up to the wide buffer's end."""
     rows = (tl.program_id(0).to(tl.int64) * BM + tl.arange(0, BM))[:, None]
+    if IS_RAGGED:
+        rows = tl.minimum(rows, tokens - 1)
     for first in range(0, LDX - K, BI):
         columns = (first + tl.arange(0, BI))[None, :]
         total = tl.zeros((BM, BI), tl.float32)
@@ -331,7 +366,8 @@ def _backward(
     dx_ptr, du_ptr, source_ptr, rstd_ptr, weight_ptr, a_ptr, out_ptr, parts_ptr, places_ptr, site, scale,
     per_split, tokens,
     LDDX: tl.constexpr, LDDU: tl.constexpr, K: tl.constexpr, G: tl.constexpr, R: tl.constexpr, BITS: tl.constexpr,
-    THRESHOLD: tl.constexpr, HAS_NORM: tl.constexpr, NEEDS_DX: tl.constexpr, BM: tl.constexpr, BK: tl.constexpr,
+    THRESHOLD: tl.constexpr, HAS_NORM: tl.constexpr, NEEDS_DX: tl.constexpr, IS_RAGGED: tl.constexpr,
+    BM: tl.constexpr, BK: tl.constexpr,
 ):  # fmt: skip
     """One program: BK columns, the tokens of one split. A stays in registers, and so do the sums of dA^T.
 
@@ -362,9 +398,14 @@ def _backward(
     count = tl.minimum(per_split, tokens - begin).to(tl.int32)  # offsets of 32 bits from here on: half the additions
     for m in range(0, count, BM):
         local = m + rows
+        if IS_RAGGED:
+            is_inside = (local < count)[:, None]
+            local = tl.minimum(local, count - 1)
         at = local[:, None] * K + columns[None, :]
         du = du_ptr + local[:, None] * LDDU + inner[None, :]
         u = tl.load(du)
+        if IS_RAGGED:
+            u = tl.where(is_inside, u, 0.0)
         if NEEDS_DX:
             through = tl.dot(u, a0, input_precision="ieee")
         x = tl.load(source_ptr + at)
@@ -382,6 +423,8 @@ def _backward(
         da0 = tl.dot(tl.trans(kept), u, da0, input_precision="ieee")
         if G > 1:
             u = tl.load(du + R)
+            if IS_RAGGED:
+                u = tl.where(is_inside, u, 0.0)
             if NEEDS_DX:
                 part = tl.dot(u, a1, input_precision="ieee")
             if THRESHOLD > 0:
@@ -394,6 +437,8 @@ def _backward(
             da1 = tl.dot(tl.trans(kept), u, da1, input_precision="ieee")
         if G > 2:
             u = tl.load(du + 2 * R)
+            if IS_RAGGED:
+                u = tl.where(is_inside, u, 0.0)
             if NEEDS_DX:
                 part = tl.dot(u, a2, input_precision="ieee")
             if THRESHOLD > 0:
@@ -406,7 +451,10 @@ def _backward(
             da2 = tl.dot(tl.trans(kept), u, da2, input_precision="ieee")
         if NEEDS_DX:
             out = tl.load(dx_ptr + local[:, None] * LDDX + columns[None, :]).to(tl.float32) + through * scale
-            tl.store(out_ptr + at, out)
+            if IS_RAGGED:
+                tl.store(out_ptr + at, out, mask=is_inside)
+            else:
+                tl.store(out_ptr + at, out)
     parts = parts_ptr + split * (G * R * K) + inner[:, None] * K + columns[None, :]
     tl.store(parts, tl.trans(da0) * scale)
     if G > 1:

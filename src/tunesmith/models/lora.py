@@ -21,7 +21,7 @@ import torch
 from torch import Tensor, nn
 
 from tunesmith.errors import MachineCannot, TunesmithError
-from tunesmith.kernels.dropout import column_keys, keep_rate, row_keys
+from tunesmith.kernels.dropout import column_keys, keep_rate, row_keys, site_key, step_key, step_places
 from tunesmith.models.lora_product import kept_product, lora_product
 from tunesmith.models.targets import choose_targets, require_rank
 from tunesmith.spec.training import TrainingSettings, scaling
@@ -43,25 +43,29 @@ class DropoutPosition:
 class LoraClock:
     """What all LoRA modules of one model share: whether they are on, and where in the run the next forward stands.
 
-    row_keys_N1: dropout keys of the next forward's tokens, made once for all modules; None while dropout is off.
+    rows: dropout keys of the next forward's tokens (`lora_product.py`), made once for all modules; None while dropout
+    is off.
     """
 
     def __init__(self) -> None:
         self.is_enabled = True
         self.position: DropoutPosition | None = None
-        self.row_keys_N1: Tensor | None = None
+        self.rows: Tensor | None = None
 
     def move(self, position: DropoutPosition | None) -> None:
         self.position = position
-        self.row_keys_N1 = None
+        self.rows = None
 
     def expect(self, count: int, device: torch.device) -> None:
         """The next forward has `count` tokens. A compiled layer only reads what this makes."""
-        keys, place = self.row_keys_N1, self.position
-        if place is not None and (keys is None or keys.shape[0] != count or keys.device != device):
-            self.row_keys_N1 = row_keys(
-                seed=place.seed, step=place.step, offset=place.offset, count=count, device=device
-            )
+        keys, place = self.rows, self.position
+        if place is None or (keys is not None and keys.shape[0] == count and keys.device == device):
+            return
+        if _draws_in_kernels(device):
+            places_N = torch.arange(place.offset, place.offset + count, dtype=torch.int32, device=device)
+            self.rows = step_places(places_N, step_key(seed=place.seed, step=place.step))
+        else:
+            self.rows = row_keys(seed=place.seed, step=place.step, offset=place.offset, count=count, device=device)
 
 
 class LoraLinear(nn.Module):
@@ -79,9 +83,11 @@ class LoraLinear(nn.Module):
         self.scaling = scaling(settings)
         self.dropout = settings.lora_dropout
         self.clock = clock
-        self.column_keys_1C: Tensor | None
-        keys = column_keys(module_index=index, num_features=self.in_features, device=weight.device)
-        self.register_buffer("column_keys_1C", keys if self.dropout > 0 else None, persistent=False)
+        self.columns: Tensor | None = None  # dropout keys: `lora_product.py`
+        if self.dropout > 0 and _draws_in_kernels(weight.device):
+            self.columns = torch.tensor(site_key(index))
+        elif self.dropout > 0:
+            self.columns = column_keys(module_index=index, num_features=self.in_features, device=weight.device)
         rank = settings.lora_rank
         self.lora_A = nn.Parameter(_initial_a(rank, self.in_features, seed=settings.seed, name=name).to(weight.device))
         self.lora_B = nn.Parameter(torch.zeros(self.out_features, rank, device=weight.device))
@@ -99,16 +105,22 @@ class LoraLinear(nn.Module):
         clock = self.clock
         if clock.position is not None and not torch.compiler.is_compiling():
             clock.expect(x_NI.shape[0], x_NI.device)
-        keys_N1, keys_1C, factor = clock.row_keys_N1, self.column_keys_1C, self.scaling
-        if keys_N1 is None or keys_1C is None:
-            keys_N1 = keys_1C = None
+        rows, columns, factor = clock.rows, self.columns, self.scaling
+        if rows is None or columns is None:
+            rows = columns = None
         else:
             factor /= keep_rate(self.dropout)
-        product = lora_product if x_NI.is_cuda or torch.compiler.is_compiling() else kept_product
+        is_one_operation = _draws_in_kernels(x_NI.device) or torch.compiler.is_compiling()
+        product = lora_product if is_one_operation else kept_product
         y_NO = product(
-            x_NI, weight_OI, bias, self.lora_A, self.lora_B, keys_N1, keys_1C, dropout=self.dropout, factor=factor
+            x_NI, weight_OI, bias, self.lora_A, self.lora_B, rows, columns, dropout=self.dropout, factor=factor
         )
         return y_NO.view(*x.shape[:-1], self.out_features)
+
+
+def _draws_in_kernels(device: torch.device) -> bool:
+    """Which of the two formulas of dropout serves this device."""
+    return device.type == "cuda"
 
 
 def inject(model: nn.Module, *, settings: TrainingSettings) -> list[LoraLinear]:

@@ -6,7 +6,12 @@ x's dtype here, their gradients come back in float32.
 
 Two forms of the same: `kept_product` keeps the masked input for the backward pass, which a CPU is quicker with;
 `lora_product` is one operation that a compiler does not look into and makes the mask anew, so that modules with the
-same input share the one tensor that they keep.
+same input share the one tensor that they keep. On a GPU it writes no masked input at all, where the kernels of
+`kernels/lora.py` take its sizes.
+
+Keys of dropout are, on a CPU, `row_keys` (N, 1) and `column_keys` (1, C); on a GPU `step_places` (N,), int32, and the
+`site_key` as a scalar on the CPU (to a compiler a plain number would be a constant, and each module's a reason to
+compile anew). None for no dropout.
 
 Dimensions: N tokens, I in_features, O out_features, r LoRA rank.
 """
@@ -19,7 +24,10 @@ import torch
 from torch import Tensor
 from torch.nn.functional import linear
 
+from tunesmith.kernels.backend import MINIMUM_RANK, padded_rank, runs_triton
 from tunesmith.kernels.dropout import keep_mask, masked
+from tunesmith.kernels.lora import Gradient, Projection, project_alone, project_backward
+from tunesmith.spec.paths import FAST_LARGEST_RANK
 
 
 def lora_product(
@@ -28,14 +36,14 @@ def lora_product(
     bias_O: Tensor | None,
     a_rI: Tensor,
     b_Or: Tensor,
-    row_keys_N1: Tensor | None,
-    column_keys_1C: Tensor | None,
+    rows: Tensor | None,
+    columns: Tensor | None,
     *,
     dropout: float,
     factor: float,
 ) -> Tensor:
-    """y (N, O). Keys as `kernels/dropout.py` makes them, None for no dropout."""
-    return _product(x_NI, weight_OI, bias_O, a_rI, b_Or, row_keys_N1, column_keys_1C, dropout, factor)[0]
+    """y (N, O)."""
+    return _product(x_NI, weight_OI, bias_O, a_rI, b_Or, rows, columns, dropout, factor)[0]
 
 
 def kept_product(
@@ -50,7 +58,7 @@ def kept_product(
     dropout: float,
     factor: float,
 ) -> Tensor:
-    """The same, 2-3 % of a CPU's step quicker: the masked input is kept."""
+    """The same on a CPU, 2-3 % of its step quicker: the masked input is kept."""
     mask_NI = None
     if row_keys_N1 is not None and column_keys_1C is not None:
         mask_NI = keep_mask(
@@ -103,6 +111,36 @@ class _KeptProduct(torch.autograd.Function):
         return g_x, None, None, g_a, g_b, None, None
 
 
+def _projection(x: Tensor, a: Tensor, rows: Tensor | None, columns: Tensor | None, dropout: float) -> Projection | None:
+    """What the fused kernels need, where they run and take these sizes; in float32 torch's own products are faster."""
+    rank, features = a.shape
+    if rows is None or columns is None or rows.dtype != torch.int32 or not runs_triton(x):
+        return None
+    if x.dtype == torch.float32 or features % MINIMUM_RANK or rank > FAST_LARGEST_RANK:
+        return None
+    return Projection(
+        a_IK=_padded(a.to(x.dtype), 0, padded_rank(rank)), count=1, rank=padded_rank(rank), places_T=rows,
+        site=int(columns), probability=dropout,
+    )  # fmt: skip
+
+
+def _padded(tensor: Tensor, dim: int, size: int) -> Tensor:
+    """Contiguous, with zeros behind it up to `size`."""
+    missing = list(tensor.shape)
+    missing[dim] = size - missing[dim]
+    return torch.cat([tensor, tensor.new_zeros(missing)], dim) if missing[dim] else tensor.contiguous()
+
+
+def _dropped(x: Tensor, rows: Tensor | None, columns: Tensor | None, dropout: float, *, is_own: bool = False) -> Tensor:
+    """m * x. is_own: x may be written over."""
+    if rows is None or columns is None:
+        return x
+    if rows.dtype == torch.int32:
+        return masked(x, rows, site=int(columns), probability=dropout, is_own=is_own)
+    mask = keep_mask(rows, columns, num_features=x.shape[1], probability=dropout, dtype=x.dtype)
+    return x.mul_(mask) if is_own else x * mask
+
+
 @torch.library.custom_op("tunesmith::lora_product", mutates_args=())
 def _product(
     x: Tensor,
@@ -115,10 +153,14 @@ def _product(
     dropout: float,
     factor: float,
 ) -> tuple[Tensor, Tensor]:
-    """(y, u)."""
-    kept = x if rows is None or columns is None else masked(x, rows, columns, probability=dropout)
-    inner = kept @ a.to(x.dtype).t()
+    """(y, u); in u of the kernels f's division by the share that is kept is done."""
     y = linear(x, weight, bias)
+    projection = _projection(x, a, rows, columns, dropout)
+    if projection is None:
+        inner = _dropped(x, rows, columns, dropout) @ a.to(x.dtype).t()
+    else:
+        inner = project_alone(x if x.stride(1) == 1 else x.contiguous(), projection)[:, : a.shape[0]].contiguous()
+        factor /= projection.scale
     y.addmm_(inner, b.to(x.dtype).t(), alpha=factor)
     return y, inner
 
@@ -153,14 +195,21 @@ def _product_backward(
     needs_input: bool,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """(dx, dA, dB); dx is empty where nothing asks for it."""
-    kept = x if rows is None or columns is None else masked(x, rows, columns, probability=dropout)
+    projection = _projection(x, a, rows, columns, dropout)
+    if projection is not None:
+        factor /= projection.scale
+        g_inner, g_b = _backward_of_weights(g, b.to(x.dtype), inner, factor)
+        g_a = torch.zeros_like(a, dtype=torch.float32)
+        g_x = project_backward(
+            g @ weight if needs_input else None, _padded(g_inner, 1, projection.rank), x.contiguous(), projection,
+            [Gradient(into_rK=g_a)], is_ragged=True, is_own=True,
+        )  # fmt: skip
+        return x.new_empty(0) if g_x is None else g_x, g_a, g_b
     g_inner, g_b = _backward_of_weights(g, b.to(x.dtype), inner, factor)
-    g_a = (g_inner.t() @ kept).float()
+    g_a = (g_inner.t() @ _dropped(x, rows, columns, dropout)).float()
     if not needs_input:
         return x.new_empty(0), g_a, g_b
-    g_x = g_inner @ a.to(x.dtype)
-    if rows is not None and columns is not None:
-        g_x = masked(g_x, rows, columns, probability=dropout, is_own=True)
+    g_x = _dropped(g_inner @ a.to(x.dtype), rows, columns, dropout, is_own=True)
     return g_x.addmm_(g, weight), g_a, g_b
 
 
