@@ -119,14 +119,14 @@ def cases(model: str) -> Iterator[Case]:
         return lora.project_backward(dx[:, :Q], dx[:, Q:], out, out_site, out_into, **more)
 
     yield Case("out backward", one * 3 * Q, lambda launch: with_launch(out_back, launch), backward)
-    # one module of the generic path, whose tokens are of any number
+    # one module of the generic path
     yield Case(
         "module", one * Q, lambda launch: with_launch(partial(lora.project_alone, out, out_site), launch), forward
     )
     own_dx, du = values(TOKENS, Q), values(TOKENS, RANK)
 
     def module_back(**more: Any) -> Any:
-        return lora.project_backward(own_dx, du, out, out_site, out_into, is_ragged=True, is_own=True, **more)
+        return lora.project_backward(own_dx, du, out, out_site, out_into, is_own=True, **more)
 
     yield Case("module backward", one * 3 * Q, lambda launch: with_launch(module_back, launch), backward)
     rstd = torch.rand(TOKENS, device="cuda") + 0.5

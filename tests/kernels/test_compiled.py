@@ -79,12 +79,12 @@ def on_meta(*sizes, dtype=torch.bfloat16):
     return torch.empty(sizes, dtype=dtype, device="meta")
 
 with foreseeing() as of_one_module:  # the generic path
-    x, places = on_meta(77, 256), on_meta(77, dtype=torch.int32)
+    x, places = on_meta(128, 256), on_meta(128, dtype=torch.int32)
     alone = Projection(a_IK=on_meta(32, 256), count=1, rank=32, places_T=places, site=5, probability=0.05)
     project_alone(x, alone)
     for dx in (x, None):
         into = [Gradient(into_rK=on_meta(32, 256, dtype=torch.float32))]
-        project_backward(dx, on_meta(77, 32), x, alone, into, is_ragged=True, is_own=True)
+        project_backward(dx, on_meta(128, 32), x, alone, into, is_own=True)
     masked(x, places, site=5, probability=0.05)
 launches += of_one_module
 distinct = {one.signature: one for one in launches}

@@ -115,16 +115,16 @@ def test_values_and_gradients_equal_the_formula(name: str, with_dropout: bool, n
 @pytest.mark.skipif(not backend.HAS_TRITON, reason="triton is not installed")
 @pytest.mark.parametrize("needs_input_gradient", [False, True])
 @pytest.mark.parametrize(
-    ("dtype", "rank", "features", "is_fused"),
-    [(torch.float16, 4, 96, True), (torch.float16, 24, 80, True), (torch.float16, 4, 90, False),
-     (torch.float16, 160, 96, False), (torch.float32, 4, 96, False)],
+    ("dtype", "tokens", "rank", "features", "is_fused"),
+    [(torch.float16, 128, 4, 96, True), (torch.float16, 256, 24, 80, True), (torch.float16, 77, 4, 96, False),
+     (torch.float16, 128, 4, 90, False), (torch.float16, 128, 160, 96, False), (torch.float32, 128, 4, 96, False)],
 )  # fmt: skip
 def test_as_one_operation_of_kernels_it_equals_the_formula(
-    monkeypatch: pytest.MonkeyPatch, dtype: torch.dtype, rank: int, features: int, is_fused: bool,
+    monkeypatch: pytest.MonkeyPatch, dtype: torch.dtype, tokens: int, rank: int, features: int, is_fused: bool,
     needs_input_gradient: bool,
 ) -> None:  # fmt: skip
-    """As on a GPU, in Triton's interpreter; odd tokens, an input that is not contiguous."""
-    tokens, out, factor = 77, 72, 0.75
+    """As on a GPU, in Triton's interpreter; an input that is not contiguous."""
+    out, factor = 72, 0.75
     places = step_places(torch.arange(500, 500 + tokens, dtype=torch.int32), step_key(seed=3, step=2))
     mask = site_mask(places, site=site_key(5), num_features=features, count=1, index=0, probability=0.2)
     draw = torch.Generator().manual_seed(1)

@@ -8,8 +8,7 @@ The masks are a hash of place, feature and step (`dropout.site_mask`), made agai
 The source of x is x itself or, after a norm, h, whose x = h * rstd * w is made again in the same pass. The products
 with B belong to the caller, who folds them into the base's own (`models/decoder.py`).
 
-Dimensions: T tokens (a multiple of ROW_MULTIPLE, or any number where `is_ragged`), K features, G projections (1 to 3),
-R their padded rank, I = G R.
+Dimensions: T tokens (a multiple of ROW_MULTIPLE), K features, G projections (1 to 3), R their padded rank, I = G R.
 """
 
 from __future__ import annotations
@@ -133,17 +132,17 @@ def project(
         parts_STI, projection.a_IK, projection.places_T, projection.site, T,
         LDS=source_TK.stride(0), K=K, KS=per_split, LDX=width, G=projection.count, R=projection.rank,
         BITS=projection.bits, THRESHOLD=projection.threshold, HAS_NORM=rstd_T is not None, COPIES=True,
-        IS_RAGGED=False, BM=launch.rows, BK=launch.columns, **launch.options(),
+        BM=launch.rows, BK=launch.columns, **launch.options(),
     )  # fmt: skip
     _gather[(T // GATHER.rows,)](
         parts_STI, wide_TL, inner_TI, projection.scale, T,
-        K=K, LDX=width, INNER=inner, S=splits, IS_RAGGED=False, BM=GATHER.rows, BI=GATHER.columns, **GATHER.options(),
+        K=K, LDX=width, INNER=inner, S=splits, BM=GATHER.rows, BI=GATHER.columns, **GATHER.options(),
     )  # fmt: skip
     return wide_TL, inner_TI
 
 
 def project_alone(x_TK: Tensor, projection: Projection, *, launch: Launch | None = None) -> Tensor:
-    """(T, I): u without a copy of x beside it. Any number of tokens."""
+    """(T, I): u without a copy of x beside it."""
     T, K = x_TK.shape
     if not runs_triton(x_TK):
         return project_reference(x_TK, projection)
@@ -152,15 +151,15 @@ def project_alone(x_TK: Tensor, projection: Projection, *, launch: Launch | None
     launch = fitting(launch or FORWARD, columns=K)
     splits, per_split = _split_features(K, columns=launch.columns)
     parts_STI = torch.empty(splits, T, inner, dtype=torch.float32, device=x_TK.device)
-    _forward[(triton.cdiv(T, launch.rows), splits)](
+    _forward[(T // launch.rows, splits)](
         x_TK, x_TK, x_TK, x_TK, parts_STI, projection.a_IK, projection.places_T, projection.site, T,
         LDS=x_TK.stride(0), K=K, KS=per_split, LDX=0, G=projection.count, R=projection.rank, BITS=projection.bits,
-        THRESHOLD=projection.threshold, HAS_NORM=False, COPIES=False, IS_RAGGED=True, BM=launch.rows,
-        BK=launch.columns, **launch.options(),
+        THRESHOLD=projection.threshold, HAS_NORM=False, COPIES=False, BM=launch.rows, BK=launch.columns,
+        **launch.options(),
     )  # fmt: skip
-    _gather[(triton.cdiv(T, GATHER.rows),)](
+    _gather[(T // GATHER.rows,)](
         parts_STI, inner_TI, inner_TI, projection.scale, T,
-        K=0, LDX=inner, INNER=inner, S=splits, IS_RAGGED=True, BM=GATHER.rows, BI=GATHER.columns, **GATHER.options(),
+        K=0, LDX=inner, INNER=inner, S=splits, BM=GATHER.rows, BI=GATHER.columns, **GATHER.options(),
     )  # fmt: skip
     return inner_TI
 
@@ -220,7 +219,6 @@ def project_backward(
     *,
     rstd_T: Tensor | None = None,
     weight_K: Tensor | None = None,
-    is_ragged: bool = False,
     is_own: bool = False,
     launch: Launch | None = None,
 ) -> Tensor | None:
@@ -250,7 +248,7 @@ def project_backward(
         projection.site, projection.scale, per_split, T,
         LDDX=0 if dx_TK is None else dx_TK.stride(0), LDDU=du_TI.stride(0), K=K, G=projection.count,
         R=projection.rank, BITS=projection.bits, THRESHOLD=projection.threshold, HAS_NORM=rstd_T is not None,
-        NEEDS_DX=dx_TK is not None, IS_RAGGED=is_ragged, BM=launch.rows, BK=launch.columns, **launch.options(),
+        NEEDS_DX=dx_TK is not None, BM=launch.rows, BK=launch.columns, **launch.options(),
     )  # fmt: skip
     add_parts(parts_SIK, gradients, rank=projection.rank)
     return out_TK
@@ -258,7 +256,7 @@ def project_backward(
 
 def split_tokens(tokens: int, *, rows: int, splits: int) -> tuple[int, int]:
     """(splits, tokens of each but the last, which may be shorter), in whole tiles of `rows`."""
-    tiles = -(-tokens // rows)
+    tiles = tokens // rows
     per_split = -(-tiles // splits)
     return -(-tiles // per_split), per_split * rows
 
@@ -290,14 +288,12 @@ def _forward(
     source_ptr, rstd_ptr, weight_ptr, wide_ptr, parts_ptr, a_ptr, places_ptr, site, tokens,
     LDS: tl.constexpr, K: tl.constexpr, KS: tl.constexpr, LDX: tl.constexpr, G: tl.constexpr, R: tl.constexpr,
     BITS: tl.constexpr, THRESHOLD: tl.constexpr, HAS_NORM: tl.constexpr, COPIES: tl.constexpr,
-    IS_RAGGED: tl.constexpr, BM: tl.constexpr, BK: tl.constexpr,
+    BM: tl.constexpr, BK: tl.constexpr,
 ):  # fmt: skip
     """One program: BM tokens, KS features."""
     first = tl.program_id(0).to(tl.int64) * BM
     begin = tl.program_id(1) * KS
     rows = tl.arange(0, BM)
-    if IS_RAGGED:  # rows beyond the last token stand for it once more, and go nowhere
-        rows = tl.minimum(rows, (tokens - 1 - first).to(tl.int32))
     source_ptr += first * LDS
     wide_ptr += first * LDX
     if HAS_NORM:
@@ -343,13 +339,10 @@ def _forward(
 @kernel(do_not_specialize=["tokens"])
 def _gather(
     parts_ptr, wide_ptr, inner_ptr, scale, tokens,
-    K: tl.constexpr, LDX: tl.constexpr, INNER: tl.constexpr, S: tl.constexpr, IS_RAGGED: tl.constexpr,
-    BM: tl.constexpr, BI: tl.constexpr,
+    K: tl.constexpr, LDX: tl.constexpr, INNER: tl.constexpr, S: tl.constexpr, BM: tl.constexpr, BI: tl.constexpr,
 ):  # fmt: skip
     """The inner values, summed over the splits, and zeros beside them up to the wide buffer's end."""
     rows = (tl.program_id(0).to(tl.int64) * BM + tl.arange(0, BM))[:, None]
-    if IS_RAGGED:
-        rows = tl.minimum(rows, tokens - 1)
     for first in range(0, LDX - K, BI):
         columns = (first + tl.arange(0, BI))[None, :]
         total = tl.zeros((BM, BI), tl.float32)
@@ -366,8 +359,7 @@ def _backward(
     dx_ptr, du_ptr, source_ptr, rstd_ptr, weight_ptr, a_ptr, out_ptr, parts_ptr, places_ptr, site, scale,
     per_split, tokens,
     LDDX: tl.constexpr, LDDU: tl.constexpr, K: tl.constexpr, G: tl.constexpr, R: tl.constexpr, BITS: tl.constexpr,
-    THRESHOLD: tl.constexpr, HAS_NORM: tl.constexpr, NEEDS_DX: tl.constexpr, IS_RAGGED: tl.constexpr,
-    BM: tl.constexpr, BK: tl.constexpr,
+    THRESHOLD: tl.constexpr, HAS_NORM: tl.constexpr, NEEDS_DX: tl.constexpr, BM: tl.constexpr, BK: tl.constexpr,
 ):  # fmt: skip
     """One program: BK columns, the tokens of one split. A stays in registers, and so do the sums of dA^T.
 
@@ -398,14 +390,9 @@ def _backward(
     count = tl.minimum(per_split, tokens - begin).to(tl.int32)  # offsets of 32 bits from here on: half the additions
     for m in range(0, count, BM):
         local = m + rows
-        if IS_RAGGED:
-            is_inside = (local < count)[:, None]
-            local = tl.minimum(local, count - 1)
         at = local[:, None] * K + columns[None, :]
         du = du_ptr + local[:, None] * LDDU + inner[None, :]
         u = tl.load(du)
-        if IS_RAGGED:
-            u = tl.where(is_inside, u, 0.0)
         if NEEDS_DX:
             through = tl.dot(u, a0, input_precision="ieee")
         x = tl.load(source_ptr + at)
@@ -423,8 +410,6 @@ def _backward(
         da0 = tl.dot(tl.trans(kept), u, da0, input_precision="ieee")
         if G > 1:
             u = tl.load(du + R)
-            if IS_RAGGED:
-                u = tl.where(is_inside, u, 0.0)
             if NEEDS_DX:
                 part = tl.dot(u, a1, input_precision="ieee")
             if THRESHOLD > 0:
@@ -437,8 +422,6 @@ def _backward(
             da1 = tl.dot(tl.trans(kept), u, da1, input_precision="ieee")
         if G > 2:
             u = tl.load(du + 2 * R)
-            if IS_RAGGED:
-                u = tl.where(is_inside, u, 0.0)
             if NEEDS_DX:
                 part = tl.dot(u, a2, input_precision="ieee")
             if THRESHOLD > 0:
@@ -451,10 +434,7 @@ def _backward(
             da2 = tl.dot(tl.trans(kept), u, da2, input_precision="ieee")
         if NEEDS_DX:
             out = tl.load(dx_ptr + local[:, None] * LDDX + columns[None, :]).to(tl.float32) + through * scale
-            if IS_RAGGED:
-                tl.store(out_ptr + at, out, mask=is_inside)
-            else:
-                tl.store(out_ptr + at, out)
+            tl.store(out_ptr + at, out)
     parts = parts_ptr + split * (G * R * K) + inner[:, None] * K + columns[None, :]
     tl.store(parts, tl.trans(da0) * scale)
     if G > 1:

@@ -24,7 +24,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import linear
 
-from tunesmith.kernels.backend import MINIMUM_RANK, padded_rank, runs_triton
+from tunesmith.kernels.backend import MINIMUM_RANK, ROW_MULTIPLE, padded_rank, runs_triton
 from tunesmith.kernels.dropout import keep_mask, masked
 from tunesmith.kernels.lora import Gradient, Projection, project_alone, project_backward
 from tunesmith.spec.paths import FAST_LARGEST_RANK
@@ -116,7 +116,8 @@ def _projection(x: Tensor, a: Tensor, rows: Tensor | None, columns: Tensor | Non
     rank, features = a.shape
     if rows is None or columns is None or rows.dtype != torch.int32 or not runs_triton(x):
         return None
-    if x.dtype == torch.float32 or features % MINIMUM_RANK or rank > FAST_LARGEST_RANK:
+    is_of_tiles = x.shape[0] % ROW_MULTIPLE == 0 and features % MINIMUM_RANK == 0
+    if x.dtype == torch.float32 or not is_of_tiles or rank > FAST_LARGEST_RANK:
         return None
     return Projection(
         a_IK=_padded(a.to(x.dtype), 0, padded_rank(rank)), count=1, rank=padded_rank(rank), places_T=rows,
@@ -202,7 +203,7 @@ def _product_backward(
         g_a = torch.zeros_like(a, dtype=torch.float32)
         g_x = project_backward(
             g @ weight if needs_input else None, _padded(g_inner, 1, projection.rank), x.contiguous(), projection,
-            [Gradient(into_rK=g_a)], is_ragged=True, is_own=True,
+            [Gradient(into_rK=g_a)], is_own=True,
         )  # fmt: skip
         return x.new_empty(0) if g_x is None else g_x, g_a, g_b
     g_inner, g_b = _backward_of_weights(g, b.to(x.dtype), inner, factor)
