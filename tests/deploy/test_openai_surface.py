@@ -344,7 +344,7 @@ COLD = {"temperature": 0}
 
 
 def test_the_server_names_these_routes_in_its_description(served: Served) -> None:
-    paths = httpx2.get(f"{served.url}/openapi.json").json()["paths"]
+    paths = httpx2.get(f"{served.url}/openapi.json", timeout=60).json()["paths"]
     assert {"/v1/models", "/v1/models/{model}", "/v1/chat/completions", "/v1/completions"} <= set(paths)
     schema = paths["/v1/chat/completions"]["post"]["responses"]["400"]["content"]["application/json"]["schema"]
     assert schema["$ref"].endswith("OpenAIErrorAnswer")

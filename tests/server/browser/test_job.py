@@ -292,8 +292,8 @@ def test_a_signed_out_page_says_so(new_page: Callable[..., Page], served: Served
     job_id = submitted(served, dataset)
     page.goto(f"{served.url}/jobs/{job_id}")
     page.locator("#job-head").wait_for()
-    page.context.clear_cookies()
     served.stop()
+    page.context.clear_cookies()  # with no server there: else the page may ask it while it stops
     served.start()
     page.wait_for_url("**/sign-in", timeout=WAIT_MILLISECONDS)
     page.faults.clear()  # type: ignore[attr-defined]  # the 401s

@@ -199,7 +199,7 @@ def test_an_answer_comes_in_pieces(lab: Page, jupyter: Jupyter) -> None:
 
 
 def test_who_is_not_in_jupyter_gets_nothing_and_another_site_changes_nothing(jupyter: Jupyter) -> None:
-    stranger = httpx2.get(jupyter.console + "/jobs")
+    stranger = httpx2.get(jupyter.console + "/jobs", timeout=60)
     assert stranger.status_code == 302 and "/login" in stranger.headers["location"]
     page = jupyter.ask("tunesmith/jobs")
     assert page.status_code == 200 and f"{BASE}tunesmith/static/" in page.text
@@ -214,8 +214,9 @@ def test_who_is_not_in_jupyter_gets_nothing_and_another_site_changes_nothing(jup
         ({"X-CSRF-Token": csrf[1]}, (403,)),
     ):
         answer = httpx2.post(
-            jupyter.console + "/api/logs", json={"name": "l"}, headers={"Authorization": f"token {TOKEN}", **headers}
-        )
+            jupyter.console + "/api/logs", json={"name": "l"}, headers={"Authorization": f"token {TOKEN}", **headers},
+            timeout=60,
+        )  # fmt: skip
         assert answer.status_code in statuses, (headers, answer.text)
 
 
