@@ -19,11 +19,12 @@ from tests.models.conftest import MakeModel, make_model
 from tests.models.test_decoder import CASES, batch, gradients, off
 from tunesmith.bundled import TRAINING_ROWS
 from tunesmith.models import decoder_answers, weights
-from tunesmith.models.ahead import Ahead, foreseen_launches
+from tunesmith.models.ahead import Ahead, foreseen_launches, foreseen_of_modules
 from tunesmith.models.base import load_base
 from tunesmith.models.decoder import Decoder
 from tunesmith.models.generate import greedy
 from tunesmith.models.inspect import inspect_model
+from tunesmith.models.layers import compile_layers
 from tunesmith.models.lora import adapter_parameters, inject, set_dropout_position
 from tunesmith.models.tensor_file import read_header
 from tunesmith.spec.training import TrainingSettings
@@ -106,7 +107,7 @@ def test_weights_read_by_threads_are_the_file_s(
 def test_all_that_a_step_launches_is_compiled_ahead(make_model: MakeModel) -> None:
     facts = inspect_model(make_model("llama", **SIZES, num_hidden_layers=3), "test/model")
     settings = TrainingSettings(lora_rank=RANK, precision="bf16")
-    Ahead(facts, settings, device=DEVICE).wait()
+    Ahead(facts, settings, device=DEVICE, is_fast=True).wait()
     kernels = {one.kernel for one in foreseen_launches(facts, settings)}
     before = {kernel: len(kernel.function.device_caches[0][0]) for kernel in kernels}
     assert all(before.values())
@@ -117,6 +118,46 @@ def test_all_that_a_step_launches_is_compiled_ahead(make_model: MakeModel) -> No
         decoder.train(batch(lengths), seed=1, step=1, divisor=1)
         decoder.scores(batch(lengths))
     assert {kernel: len(kernel.function.device_caches[0][0]) for kernel in kernels} == before
+
+
+def test_all_kernels_of_the_generic_path_are_compiled_ahead(make_model: MakeModel) -> None:
+    facts = inspect_model(make_model("gemma3", **SIZES), "test/model")
+    settings = TrainingSettings(lora_rank=RANK, precision="bf16")
+    Ahead(facts, settings, device=DEVICE, is_fast=False).wait()
+    kernels = {one.kernel for one in foreseen_of_modules(facts, settings)}
+    before = {kernel: len(kernel.function.device_caches[0][0]) for kernel in kernels}
+    assert all(before.values())
+    model = load_base(facts, dtype=torch.bfloat16, device=DEVICE)
+    inject(model, settings=settings)
+    set_dropout_position(model, seed=1, step=1, offset=0)
+    for lengths in ([37, 20, 11, 60], [301, 7, 5]):
+        forward_scores(model, batch(lengths), device=DEVICE).loss_sum.backward()
+        with torch.no_grad():
+            forward_scores(model, batch(lengths), device=DEVICE)
+    assert {kernel: len(kernel.function.device_caches[0][0]) for kernel in kernels} == before
+
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::UserWarning")  # torch's own, as it compiles
+def test_compiled_layers_of_the_generic_path_draw_the_same_masks(make_model: MakeModel) -> None:
+    facts = inspect_model(make_model("gemma3", **SIZES), "test/model")
+    model = load_base(facts, dtype=torch.bfloat16, device=DEVICE)
+    inject(model, settings=TrainingSettings(lora_rank=RANK, lora_dropout=0.5))
+    for parameter in adapter_parameters(model).values():
+        parameter.data.normal_(0, 0.05, generator=torch.Generator(DEVICE).manual_seed(1))
+
+    def passed(offset: int) -> tuple[float, Tensor]:
+        set_dropout_position(model, seed=1, step=1, offset=offset)
+        scores = forward_scores(model, batch([37, 20, 11, 60]), device=DEVICE)
+        (scores.loss_sum / 100).backward()
+        found = gradients(model)
+        return scores.loss_sum.item(), torch.cat([found[name].double().flatten() for name in sorted(found)])
+
+    loss, gradient = passed(0)
+    elsewhere = passed(1000)[1]
+    compile_layers(model)
+    compiled_loss, compiled = passed(0)
+    assert compiled_loss == pytest.approx(loss, rel=5e-3)
+    assert off(compiled, gradient) < 0.05 < off(elsewhere, gradient)
 
 
 @pytest.mark.parametrize("case", CASES)

@@ -1,7 +1,7 @@
 """Kernels compiled for a GPU where there is none: what the interpreter, which reads no types, lets pass.
 
-A process without the interpreter compiles what a step and an evaluation of the fast path launch, and a module of the
-generic one, down to machine code for Hopper.
+A process without the interpreter compiles what a step and an evaluation launch, on either path, down to machine code
+for Hopper.
 """
 
 from __future__ import annotations
@@ -36,10 +36,7 @@ from triton import compile
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
-from tunesmith.kernels.backend import foreseeing
-from tunesmith.kernels.dropout import masked
-from tunesmith.kernels.lora import Gradient, Projection, project_alone, project_backward
-from tunesmith.models.ahead import foreseen_launches
+from tunesmith.models.ahead import foreseen_launches, foreseen_of_modules
 from tunesmith.spec.models import ModelFacts
 from tunesmith.spec.training import TrainingSettings
 
@@ -73,20 +70,10 @@ def build(one):
             "threshold": options.get("THRESHOLD"), "bytes": len(made.asm["cubin"]), "comparisons": comparisons}
 
 facts = ModelFacts.model_validate_json(sys.argv[1])
-launches = foreseen_launches(facts, TrainingSettings(lora_rank=32, lora_dropout=0.05))
-
-def on_meta(*sizes, dtype=torch.bfloat16):
-    return torch.empty(sizes, dtype=dtype, device="meta")
-
-with foreseeing() as of_one_module:  # the generic path
-    x, places = on_meta(128, 256), on_meta(128, dtype=torch.int32)
-    alone = Projection(a_IK=on_meta(32, 256), count=1, rank=32, places_T=places, site=5, probability=0.05)
-    project_alone(x, alone)
-    for dx in (x, None):
-        into = [Gradient(into_rK=on_meta(32, 256, dtype=torch.float32))]
-        project_backward(dx, on_meta(128, 32), x, alone, into, is_own=True)
-    masked(x, places, site=5, probability=0.05)
-launches += of_one_module
+settings = TrainingSettings(lora_rank=32, lora_dropout=0.05)
+launches = foreseen_launches(facts, settings)
+for precision in ("bf16", "float32"):
+    launches += foreseen_of_modules(facts, settings.model_copy(update={"precision": precision}))
 distinct = {one.signature: one for one in launches}
 with ThreadPoolExecutor(2) as pool:
     print(json.dumps(list(pool.map(build, distinct.values()))))

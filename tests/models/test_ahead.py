@@ -12,12 +12,14 @@ from tests.models.conftest import MakeModel
 from tests.models.test_decoder import batch
 from tunesmith.kernels import backend
 from tunesmith.kernels.backend import Foreseen, Kernel, compile_foreseen, forced, foreseeing, kernel
-from tunesmith.models import ahead
-from tunesmith.models.ahead import Product, foreseen_launches, foreseen_products
+from tunesmith.models import ahead, lora
+from tunesmith.models.ahead import Product, foreseen_launches, foreseen_of_modules, foreseen_products
 from tunesmith.models.base import load_base
 from tunesmith.models.decoder import Decoder
+from tunesmith.models.forward import output_head
 from tunesmith.models.inspect import inspect_model
-from tunesmith.models.lora import inject
+from tunesmith.models.lora import inject, lora_modules, set_dropout_position
+from tunesmith.models.loss import head_loss
 from tunesmith.spec.training import TrainingSettings
 
 CPU = torch.device("cpu")
@@ -46,6 +48,22 @@ class Compiled:
         self.launchers += 1
 
 
+def noted(monkeypatch: pytest.MonkeyPatch) -> set[tuple[Any, ...]]:
+    """Grows by what is launched from now on: the kernel and its constants."""
+    launched: set[tuple[Any, ...]] = set()
+    plain = Kernel.__getitem__
+
+    def noting(self: Kernel, grid: tuple[int, ...]) -> Any:
+        def launch(*arguments: Any, **options: Any) -> Any:
+            launched.add((self, *sorted(options.items())))
+            return plain(self, grid)(*arguments, **options)
+
+        return launch
+
+    monkeypatch.setattr(Kernel, "__getitem__", noting)
+    return launched
+
+
 @with_triton
 @pytest.mark.slow  # the interpreter runs up to four layers
 @pytest.mark.parametrize(
@@ -63,16 +81,8 @@ def test_every_kernel_and_product_was_foreseen(
     products = foreseen_products(facts, settings, [given])
     model = load_base(facts, dtype=torch.float32, device=CPU, trains_only=True)
     inject(model, settings=settings)
-    launched: set[tuple[Any, ...]] = set()
+    launched = noted(monkeypatch)
     multiplied: set[tuple[Any, ...]] = set()
-    plain = Kernel.__getitem__
-
-    def noting(self: Kernel, grid: tuple[int, ...]) -> Any:
-        def launch(*arguments: Any, **options: Any) -> Any:
-            launched.add((self, *sorted(options.items())))
-            return plain(self, grid)(*arguments, **options)
-
-        return launch
 
     def watched(multiply: Any) -> Any:
         def made(*operands: torch.Tensor, **options: Any) -> Any:
@@ -81,7 +91,6 @@ def test_every_kernel_and_product_was_foreseen(
 
         return made
 
-    monkeypatch.setattr(Kernel, "__getitem__", noting)
     with forced("kernels"):  # the references multiply on their own account
         decoder = Decoder(model, settings=settings)
         with pytest.MonkeyPatch.context() as patch:
@@ -97,6 +106,35 @@ def test_every_kernel_and_product_was_foreseen(
 
 
 @with_triton
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("precision", "rank", "dropout", "kernels"),
+    [("bf16", 8, 0.1, 8), ("bf16", 8, 0.0, 2), ("bf16", 20, 0.1, 8), ("float32", 8, 0.1, 3)],
+)
+def test_every_kernel_of_the_generic_path_was_foreseen(
+    make_model: MakeModel, monkeypatch: pytest.MonkeyPatch, precision: str, rank: int, dropout: float, kernels: int
+) -> None:
+    facts = inspect_model(make_model("llama", **SIZES, num_hidden_layers=2), "test/model")
+    settings = TrainingSettings(lora_rank=rank, lora_dropout=dropout, precision=precision)
+    foreseen = {(one.kernel, *sorted(one.options.items())) for one in foreseen_of_modules(facts, settings)}
+    half = torch.float16 if precision == "bf16" else torch.float32  # the interpreter's
+    model = load_base(facts, dtype=half, device=CPU)
+    monkeypatch.setattr(lora, "_draws_in_kernels", lambda _: True)
+    inject(model, settings=settings)
+    set_dropout_position(model, seed=1, step=1, offset=0)
+    launched = noted(monkeypatch)
+    with forced("kernels"):
+        for module in lora_modules(model)[:7]:
+            for needs_input in (True, False):
+                x = torch.ones(128, module.in_features, dtype=half, requires_grad=needs_input)
+                module(x).sum().backward()
+        hidden, labels = torch.ones(5, facts.hidden_size, dtype=half, requires_grad=True), torch.arange(5)
+        head_loss(hidden, head=output_head(model), labels_T=labels).loss_sum.backward()
+        head_loss(hidden.detach(), head=output_head(model), labels_T=labels)
+    assert launched == foreseen and len(launched) >= kernels
+
+
+@with_triton
 def test_what_the_skeleton_does_not_build_is_not_foreseen(make_model: MakeModel) -> None:
     facts = inspect_model(make_model("mistral", **SIZES), "test/model")  # with a sliding window
     assert foreseen_launches(facts, TrainingSettings(lora_rank=8)) == []
@@ -108,7 +146,8 @@ def test_what_the_skeleton_does_not_build_is_not_foreseen(make_model: MakeModel)
 def test_what_loading_will_refuse_is_left_to_it(make_model: MakeModel) -> None:
     facts = inspect_model(make_model("llama", **SIZES), "test/model")
     assert foreseen_launches(facts, TrainingSettings(lora_rank=8))
-    assert foreseen_launches(facts, TrainingSettings(lora_rank=8, target_modules=["none_of_its"])) == []
+    wrong = TrainingSettings(lora_rank=8, target_modules=["none_of_its"])
+    assert foreseen_launches(facts, wrong) == [] and foreseen_of_modules(facts, wrong) == []
     gone = facts.model_copy(update={"path": "/nowhere"})
     assert foreseen_launches(gone, TrainingSettings(lora_rank=8)) == []
     assert foreseen_products(gone, TrainingSettings(lora_rank=8), []) == set()
@@ -151,13 +190,15 @@ def test_arguments_are_told_apart_by_what_code_depends_on() -> None:
 
 @with_triton
 @pytest.mark.parametrize(
-    ("fault", "free_bytes", "compiles", "multiplies"),
-    [(None, 1 << 40, True, True), (None, 1 << 20, True, False), ("no C compiler", 1 << 40, False, False)],
-    ids=["all", "a full card", "Triton fails"],
-)
+    ("fault", "free_bytes", "is_fast", "compiles", "multiplies"),
+    [(None, 1 << 40, True, True, True), (None, 1 << 20, True, True, False),
+     ("no C compiler", 1 << 40, True, False, False), (None, 1 << 40, False, True, False),
+     ("no C compiler", 1 << 40, False, False, False)],
+    ids=["all", "a full card", "Triton fails", "generic", "generic, Triton fails"],
+)  # fmt: skip
 def test_what_is_done_ahead_leaves_room_and_asks_triton_first(
-    make_model: MakeModel, monkeypatch: pytest.MonkeyPatch, fault: str | None, free_bytes: int, compiles: bool,
-    multiplies: bool,
+    make_model: MakeModel, monkeypatch: pytest.MonkeyPatch, fault: str | None, free_bytes: int, is_fast: bool,
+    compiles: bool, multiplies: bool,
 ) -> None:  # fmt: skip
     facts = inspect_model(make_model("llama", **SIZES), "test/model")
     compiled: list[int] = []
@@ -172,8 +213,9 @@ def test_what_is_done_ahead_leaves_room_and_asks_triton_first(
         "empty_cache": lambda: None,
     }.items():
         monkeypatch.setattr(torch.cuda, name, stand_in)
-    started = ahead.Ahead(facts, TrainingSettings(lora_rank=8, lora_dropout=0.05), device=torch.device("cuda"))
+    settings = TrainingSettings(lora_rank=8, lora_dropout=0.05, precision="bf16")
+    started = ahead.Ahead(facts, settings, device=torch.device("cuda"), is_fast=is_fast)
     started.expect([batch([37, 20, 11])])
     started.wait()
-    assert bool(compiled and compiled[0] > 12) is compiles
+    assert bool(compiled and compiled[0] > 9) is compiles
     assert bool(made) is multiplies

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -9,7 +10,19 @@ import torch
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from tunesmith.models.loss import IGNORE_INDEX, Head, head_loss, logits_of
+from tunesmith.kernels import backend
+from tunesmith.kernels.backend import forced
+from tunesmith.kernels.cross_entropy import cross_entropy
+from tunesmith.models import loss
+from tunesmith.models.loss import (
+    CHUNK_VALUES_KERNEL,
+    IGNORE_INDEX,
+    Head,
+    HeadLoss,
+    head_loss,
+    logits_of,
+    rows_of_chunk,
+)
 
 T, D, V = 37, 16, 50
 
@@ -65,6 +78,56 @@ def test_equals_plain_cross_entropy(options: dict[str, Any], chunk_rows: int) ->
     assert hidden.grad is not None and exact.grad is not None
     torch.testing.assert_close(hidden.grad.double(), exact.grad, rtol=1e-5, atol=1e-6)
     torch.testing.assert_close(logits_of(hidden.detach(), head).double(), logits.detach(), rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.slow  # Triton's interpreter
+@pytest.mark.skipif(not backend.HAS_TRITON, reason="triton is not installed")
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16], ids=str)
+@pytest.mark.parametrize(("options", "by_kernel"), [({}, True), ({"bias": True}, True), ({"scale": 0.25}, False),
+                                                    ({"softcap": 3.0}, False)], ids=str)  # fmt: skip
+def test_by_kernel_it_is_the_same(
+    monkeypatch: pytest.MonkeyPatch, options: dict[str, Any], by_kernel: bool, dtype: torch.dtype
+) -> None:
+    """As on a GPU; a head whose logits are scaled or capped has no kernel."""
+    hidden, head, labels = sample(**options)
+    bias = None if head.bias_V is None else head.bias_V.to(dtype)
+    head = replace(head, weight_VD=head.weight_VD.to(dtype), bias_V=bias)
+    asked: list[int] = []
+    monkeypatch.setattr(
+        loss,
+        "cross_entropy",
+        lambda given, *rest, **more: asked.append(len(given)) or cross_entropy(given, *rest, **more),
+    )
+
+    def passed(what: Any) -> tuple[HeadLoss, Tensor, HeadLoss]:
+        given = hidden.to(dtype).requires_grad_()
+        with forced(what):
+            found = head_loss(given, head=head, labels_T=labels, chunk_values=8 * V)
+            (gradient,) = torch.autograd.grad(found.loss_sum / 7, given)
+            with torch.no_grad():
+                return found, gradient, head_loss(given, head=head, labels_T=labels, chunk_values=8 * V)
+
+    plain, plain_gradient, _ = passed("reference")
+    assert asked == []
+    found, gradient, scored = passed("kernels")
+    assert bool(asked) is by_kernel and (not asked or max(asked) == 8)
+    rounding = 1e-6 if dtype == torch.float32 else 1e-3
+    assert float((gradient - plain_gradient).norm() / plain_gradient.norm()) < rounding
+    assert torch.equal(found.is_right_N, plain.is_right_N) and torch.equal(found.positions_N, plain.positions_N)
+    torch.testing.assert_close(found.nll_N, plain.nll_N, rtol=1e-5, atol=1e-5)
+    assert torch.equal(scored.nll_N, found.nll_N) and torch.equal(scored.is_right_N, found.is_right_N)
+
+
+def test_a_chunk_is_of_whole_tiles_and_never_of_nothing() -> None:
+    assert rows_of_chunk(CHUNK_VALUES_KERNEL, vocabulary=128_256) == 1024
+    assert rows_of_chunk(CHUNK_VALUES_KERNEL, vocabulary=256_000) == 512
+    assert [rows_of_chunk(values, vocabulary=50) for values in (1, 600, 12_800, 12_850, 30_000)] == [
+        1,
+        12,
+        256,
+        256,
+        512,
+    ]
 
 
 def test_all_logits_never_exist_together() -> None:

@@ -1,9 +1,11 @@
-"""What the fast path's first steps would wait for, done while rows are prepared and weights are read.
+"""What the first steps on a GPU would wait for, done while rows are prepared and weights are read.
 
 In: facts, settings and, once they are known, the first batches. A decoder with as many layers as differ (first, middle,
 last) runs them on the meta device, which computes nothing. The kernels that it would have launched are compiled by
 threads; they lie in Triton's cache afterwards, so a machine's second run of the kind finds them. Its products are made
 once on the device with any values: cuBLAS looks up and loads a kernel for each new size, and does so in each process.
+
+Of the generic path only the kernels of ours are foreseen, from the sizes of the modules that get an adapter.
 """
 
 from __future__ import annotations
@@ -23,10 +25,12 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from tunesmith.data.batch import IGNORE_INDEX, Batch
 from tunesmith.errors import TunesmithError
 from tunesmith.kernels.backend import Foreseen, compile_foreseen, foreseeing, triton_fault
-from tunesmith.models import skeleton
+from tunesmith.kernels.cross_entropy import cross_entropy
+from tunesmith.models import lora_product, skeleton
 from tunesmith.models.decoder import Decoder
 from tunesmith.models.folder import CONFIG, MAXIMUM_CONFIG_BYTES, read_json
 from tunesmith.models.lora import inject
+from tunesmith.models.targets import choose_targets
 from tunesmith.spec.models import ModelFacts
 from tunesmith.spec.training import TrainingSettings
 
@@ -49,14 +53,15 @@ class Product(NamedTuple):
 class Ahead:
     """Works from now on; `wait` before the first launch, or the same kernel would be compiled twice."""
 
-    def __init__(self, facts: ModelFacts, settings: TrainingSettings, *, device: torch.device) -> None:
-        self._facts, self._settings, self._device = facts, settings, device
+    def __init__(self, facts: ModelFacts, settings: TrainingSettings, *, device: torch.device, is_fast: bool) -> None:
+        self._facts, self._settings, self._device, self._is_fast = facts, settings, device, is_fast
         self._threads: list[threading.Thread] = []
         self._start(self._compile)
 
     def expect(self, batches: Sequence[Batch]) -> None:
         """The first ones to train on."""
-        self._start(lambda: self._multiply(batches))
+        if self._is_fast:
+            self._start(lambda: self._multiply(batches))
 
     def wait(self) -> None:
         for thread in self._threads:
@@ -70,7 +75,7 @@ class Ahead:
     def _compile(self) -> None:
         if triton_fault(self._device) is not None:
             return
-        foreseen = foreseen_launches(self._facts, self._settings)
+        foreseen = (foreseen_launches if self._is_fast else foreseen_of_modules)(self._facts, self._settings)
         compile_foreseen(foreseen, device=self._device, threads=min(THREADS, os.cpu_count() or 1))
 
     def _multiply(self, batches: Sequence[Batch]) -> None:
@@ -91,6 +96,23 @@ def foreseen_launches(facts: ModelFacts, settings: TrainingSettings) -> list[For
         if decoder is not None:
             decoder.train(_batch(), seed=0, step=1, divisor=1)
             decoder.scores(_batch())
+    return foreseen
+
+
+def foreseen_of_modules(facts: ModelFacts, settings: TrainingSettings) -> list[Foreseen]:
+    """Of a training step and an evaluation on the generic path; none for what loading will refuse."""
+    dtype = torch.bfloat16 if settings.precision == "bf16" else torch.float32
+    names = {module.name: module.in_features for module in facts.linear_modules}
+    try:
+        sizes = {names[name] for name in choose_targets(list(names), targets=settings.target_modules)}
+    except TunesmithError:
+        return []
+    with foreseeing() as foreseen, torch.device("meta"):
+        for features in sorted(sizes):
+            lora_product.foresee(features, rank=settings.lora_rank, dropout=settings.lora_dropout, dtype=dtype)
+        logits_NV = torch.empty(1, facts.vocabulary_size, dtype=dtype)
+        for factor in (torch.ones(()), None):
+            cross_entropy(logits_NV, torch.empty(1, dtype=torch.int64), factor=factor)
     return foreseen
 
 

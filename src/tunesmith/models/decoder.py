@@ -40,7 +40,7 @@ from tunesmith.kernels.swiglu import swiglu_backward, swiglu_project
 from tunesmith.kernels.varlen_attention import attend, attend_backward
 from tunesmith.models.decoder_inputs import Inputs, Laid, lay
 from tunesmith.models.lora import LoraLinear
-from tunesmith.models.loss import CHUNK_VALUES_CPU, CHUNK_VALUES_GPU, HeadLoss
+from tunesmith.models.loss import HeadLoss, chunk_values_of, rows_of_chunk
 from tunesmith.models.replay import Replays
 from tunesmith.spec.paths import FAST_LARGEST_RANK, FAST_MODEL_TYPES, FAST_ROPE_KINDS, HEAD_SIZES, SIZE_MULTIPLE
 from tunesmith.spec.training import TrainingSettings
@@ -350,8 +350,8 @@ class Decoder:
 
     def _head(self, hidden_ND: Tensor, labels_N: Tensor, *, factor: Tensor | None) -> tuple[Tensor, Tensor, Tensor]:
         """(loss (N,), is_right (N,), gradient of the hidden states where factor is given), a chunk of logits a time."""
-        values = CHUNK_VALUES_GPU if hidden_ND.is_cuda else CHUNK_VALUES_CPU
-        chunk = max(1, values // self.head_VD.shape[0])
+        values = chunk_values_of(hidden_ND, with_kernel=True)
+        chunk = rows_of_chunk(values, vocabulary=self.head_VD.shape[0])
         losses: list[Tensor] = []
         hits: list[Tensor] = []
         d_ND = torch.empty_like(hidden_ND)

@@ -125,6 +125,22 @@ def _projection(x: Tensor, a: Tensor, rows: Tensor | None, columns: Tensor | Non
     )  # fmt: skip
 
 
+def foresee(features: int, *, rank: int, dropout: float, dtype: torch.dtype) -> None:
+    """Launches what a module of so many inputs does, once; for tensors on the meta device (`kernels.backend`)."""
+    x, a = torch.empty(ROW_MULTIPLE, features, dtype=dtype), torch.empty(rank, features)
+    rows = torch.empty(ROW_MULTIPLE, dtype=torch.int32) if dropout > 0 else None
+    columns = torch.zeros((), dtype=torch.int64, device="cpu")
+    projection = _projection(x, a, rows, columns, dropout)
+    if projection is None:
+        if rows is not None:
+            masked(x, rows, site=0, probability=dropout)
+        return
+    project_alone(x, projection)
+    g_inner = torch.empty(ROW_MULTIPLE, projection.rank, dtype=dtype)
+    for g_x in (x, None):  # the first layer needs none, where it is not compiled
+        project_backward(g_x, g_inner, x, projection, [Gradient(into_rK=a)], is_own=True)
+
+
 def _padded(tensor: Tensor, dim: int, size: int) -> Tensor:
     """Contiguous, with zeros behind it up to `size`."""
     missing = list(tensor.shape)

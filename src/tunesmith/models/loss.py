@@ -3,7 +3,8 @@
 In come the hidden states of a packed sequence and shifted labels; out go the summed loss (differentiable with respect
 to the hidden states only: the head is frozen) and, per labelled position, its loss and whether the arg-max was right.
 Logits exist for one chunk of positions at a time; the gradient of the hidden states is made in the same pass (Liger
-Kernel, Hsu et al. 2024, section 3.2), so the backward pass is one product with a scalar.
+Kernel, Hsu et al. 2024, section 3.2), so the backward pass is one product with a scalar. On a GPU one kernel turns
+logits into their gradient, unless the head has a scale or a softcap.
 
 Dimensions: T tokens, N labelled positions, n positions of a chunk, D hidden size, V vocabulary.
 """
@@ -16,10 +17,16 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from tunesmith.kernels.backend import runs_triton
+from tunesmith.kernels.cross_entropy import cross_entropy
+
 IGNORE_INDEX = -100
-# Logits of one chunk: 8 MB stay in a CPU's caches, 256 MB keep a GPU's products large.
+# Logits of one chunk: 8 MB stay in a CPU's caches, 256 MB keep a GPU's products large. With the kernel those are in
+# half precision and overwritten by their gradient, else in float32 and with copies beside them.
 CHUNK_VALUES_CPU = 1 << 21
 CHUNK_VALUES_GPU = 1 << 26
+CHUNK_VALUES_KERNEL = 1 << 27
+TILE_ROWS = 256  # of a GPU's products: a chunk of some more rows would take as long as one of twice the tile
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -56,10 +63,27 @@ def head_loss(hidden_TD: Tensor, *, head: Head, labels_T: Tensor, chunk_values: 
     positions_N = (labels_T != IGNORE_INDEX).nonzero().flatten()
     labels_N = labels_T.index_select(0, positions_N)
     if chunk_values is None:
-        chunk_values = CHUNK_VALUES_GPU if hidden_TD.is_cuda else CHUNK_VALUES_CPU
-    chunk = max(1, chunk_values // head.weight_VD.shape[0])
+        chunk_values = chunk_values_of(hidden_TD, with_kernel=_takes_kernel(hidden_TD, head))
+    chunk = rows_of_chunk(chunk_values, vocabulary=head.weight_VD.shape[0])
     loss_sum, nll_N, is_right_N = _HeadLoss.apply(hidden_TD, head, positions_N, labels_N, chunk)
     return HeadLoss(loss_sum=loss_sum, positions_N=positions_N, nll_N=nll_N, is_right_N=is_right_N)
+
+
+def chunk_values_of(hidden_TD: Tensor, *, with_kernel: bool) -> int:
+    """Logits that may exist at the same time."""
+    if not hidden_TD.is_cuda:
+        return CHUNK_VALUES_CPU
+    return CHUNK_VALUES_KERNEL if with_kernel else CHUNK_VALUES_GPU
+
+
+def rows_of_chunk(values: int, *, vocabulary: int) -> int:
+    """Positions whose logits are made at a time: whole tiles, where there are that many."""
+    rows = max(1, values // vocabulary)
+    return rows - rows % TILE_ROWS if rows > TILE_ROWS else rows
+
+
+def _takes_kernel(hidden_TD: Tensor, head: Head) -> bool:
+    return runs_triton(hidden_TD) and head.scale == 1.0 and head.softcap is None
 
 
 def logits_of(hidden_ND: Tensor, head: Head) -> Tensor:
@@ -88,8 +112,17 @@ class _HeadLoss(torch.autograd.Function):
         nll_N = torch.empty(count, dtype=torch.float32, device=hidden_TD.device)
         is_right_N = torch.empty(count, dtype=torch.bool, device=hidden_TD.device)
         gradient_TD = torch.zeros_like(hidden_TD) if needs_gradient else None
+        takes_kernel = _takes_kernel(hidden_TD, head)
+        factor = torch.ones((), device=hidden_TD.device) if needs_gradient else None
         for start in range(0, count, chunk):
             part = slice(start, start + chunk)
+            if takes_kernel:
+                hidden_nD = hidden_TD.index_select(0, positions_N[part])
+                logits_nV = torch.nn.functional.linear(hidden_nD, head.weight_VD, head.bias_V)
+                nll_N[part], is_right_N[part] = cross_entropy(logits_nV, labels_N[part], factor=factor)
+                if gradient_TD is not None:
+                    gradient_TD.index_copy_(0, positions_N[part], logits_nV @ head.weight_VD)
+                continue
             places_n, labels_n1 = positions_N[part], labels_N[part, None]
             logits_nV, tanh_nV = _logits(hidden_TD.index_select(0, places_n), head)
             largest_n1, arg_n1 = logits_nV.max(-1, keepdim=True)

@@ -16,10 +16,11 @@ from tunesmith.spec.training import ALL_LINEAR, AUTO, TrainingSettings
 VALUE_BYTES = {"float32": 4, "bf16": 2}
 ADAPTER_VALUE_BYTES = 4  # the adapter is trained in float32 whatever the base
 LOGIT_ROWS = 1024  # labelled positions whose logits exist at the same time on a CPU
-LOGIT_VALUES = 1 << 26  # the same on a GPU, as values of logits
-# Bytes a value of logits costs while its chunk is computed: on a GPU's generic path the product, its float32 copy and
-# the gradient; on the fast path the gradient takes the logits' own place.
-LOGIT_BYTES = {"fast": 4, "generic": 12}
+# The same on a GPU, as values of logits, and the bytes that each costs while its chunk is computed. The fast path's
+# gradient takes the logits' own place; the generic path's does, too, but for a head with a scale or a softcap, which
+# needs the product, its float32 copy and the gradient.
+LOGIT_VALUES = {"fast": 1 << 27, "generic": 1 << 26}
+LOGIT_BYTES = {"fast": 2, "generic": 12}
 # Resident size of a worker with Python, torch and transformers loaded and no model: Linux x86-64, torch 2.13.
 RUNTIME_BYTES = {"cpu": 450 << 20, "cuda": 600 << 20}
 # Values kept for the backward pass per token and layer of a Llama block, in multiples of the hidden and the
@@ -144,8 +145,8 @@ def _logits(facts: ModelSizes, settings: TrainingSettings, *, tokens: int, devic
         rows, each = min(LOGIT_ROWS, tokens), 2 * 4
         formula = f"2 x {rows} positions x {facts.vocabulary_size:,} values x 4 bytes"
     else:
-        rows = min(max(1, LOGIT_VALUES // facts.vocabulary_size), tokens)
-        each = LOGIT_BYTES["fast" if settings.path == "fast" else "generic"]
+        path = "fast" if settings.path == "fast" else "generic"
+        rows, each = min(max(1, LOGIT_VALUES[path] // facts.vocabulary_size), tokens), LOGIT_BYTES[path]
         formula = f"{rows} positions x {facts.vocabulary_size:,} values x {each} bytes"
     return MemoryPart(
         name="logits",

@@ -157,8 +157,9 @@ class Run:
             )
         )
         self.phase("preparing")
-        if may_be_fast(self.job.base, self.settings, device=self.device):
-            self._ahead = Ahead(self.job.base, self.settings, device=self.device)
+        if self.device.type == "cuda":
+            is_fast = may_be_fast(self.job.base, self.settings, device=self.device)
+            self._ahead = Ahead(self.job.base, self.settings, device=self.device, is_fast=is_fast)
         self.prepared = prepare(
             self.job.datasets,
             settings=self.settings,
