@@ -6,8 +6,8 @@ GPU's kernels, which have none, and there a group of modules that read one input
 hash.
 
 In come a few integers; out goes a mask of 0 and 1 in the dtype of the activations. No generator, no state and no
-stored mask: a resumed run and another micro-batch size draw the very same mask. This file is both the
-formula and the reference: integer operations of torch, which wrap modulo 2^64 alike on CPU and GPU.
+stored mask: a resumed run and another micro-batch size draw the very same mask. This file is both the formula and the
+reference: integer operations of torch, which wrap modulo 2^64 alike on CPU and GPU.
 
 Formula. Each row (a token) and each block of four features of a module has a 64-bit odd key, made by splitmix64
 (Steele, Lea and Flood 2014) from the integers above. One block is z = row * column; z ^= z >> 32; z *= MULTIPLIER

@@ -124,44 +124,50 @@ def project(
         wide_TL[:, K : K + inner] = inner_TI
         wide_TL[:, K + inner :] = 0
         return wide_TL, inner_TI
-    launch = fitting(launch or FORWARD, columns=K)
-    splits, per_split = _split_features(K, columns=launch.columns)
-    parts_STI = torch.empty(splits, T, inner, dtype=torch.float32, device=source_TK.device)
-    _forward[(T // launch.rows, splits)](
-        source_TK, source_TK if rstd_T is None else rstd_T, source_TK if weight_K is None else weight_K, wide_TL,
-        parts_STI, projection.a_IK, projection.places_T, projection.site, T,
-        LDS=source_TK.stride(0), K=K, KS=per_split, LDX=width, G=projection.count, R=projection.rank,
-        BITS=projection.bits, THRESHOLD=projection.threshold, HAS_NORM=rstd_T is not None, COPIES=True,
-        BM=launch.rows, BK=launch.columns, **launch.options(),
-    )  # fmt: skip
+    parts_STI = _parts(source_TK, projection, wide_TL=wide_TL, rstd_T=rstd_T, weight_K=weight_K, launch=launch)
     _gather[(T // GATHER.rows,)](
         parts_STI, wide_TL, inner_TI, projection.scale, T,
-        K=K, LDX=width, INNER=inner, S=splits, BM=GATHER.rows, BI=GATHER.columns, **GATHER.options(),
+        K=K, LDX=width, INNER=inner, S=len(parts_STI), BM=GATHER.rows, BI=GATHER.columns, **GATHER.options(),
     )  # fmt: skip
     return wide_TL, inner_TI
 
 
 def project_alone(x_TK: Tensor, projection: Projection, *, launch: Launch | None = None) -> Tensor:
     """(T, I): u without a copy of x beside it."""
-    T, K = x_TK.shape
     if not runs_triton(x_TK):
         return project_reference(x_TK, projection)
-    inner = projection.count * projection.rank
+    T, inner = x_TK.shape[0], projection.count * projection.rank
     inner_TI = torch.empty(T, inner, dtype=x_TK.dtype, device=x_TK.device)
-    launch = fitting(launch or FORWARD, columns=K)
-    splits, per_split = _split_features(K, columns=launch.columns)
-    parts_STI = torch.empty(splits, T, inner, dtype=torch.float32, device=x_TK.device)
-    _forward[(T // launch.rows, splits)](
-        x_TK, x_TK, x_TK, x_TK, parts_STI, projection.a_IK, projection.places_T, projection.site, T,
-        LDS=x_TK.stride(0), K=K, KS=per_split, LDX=0, G=projection.count, R=projection.rank, BITS=projection.bits,
-        THRESHOLD=projection.threshold, HAS_NORM=False, COPIES=False, BM=launch.rows, BK=launch.columns,
-        **launch.options(),
-    )  # fmt: skip
+    parts_STI = _parts(x_TK, projection, launch=launch)
     _gather[(T // GATHER.rows,)](
         parts_STI, inner_TI, inner_TI, projection.scale, T,
-        K=0, LDX=inner, INNER=inner, S=splits, BM=GATHER.rows, BI=GATHER.columns, **GATHER.options(),
+        K=0, LDX=inner, INNER=inner, S=len(parts_STI), BM=GATHER.rows, BI=GATHER.columns, **GATHER.options(),
     )  # fmt: skip
     return inner_TI
+
+
+def _parts(
+    source_TK: Tensor,
+    projection: Projection,
+    *,
+    wide_TL: Tensor | None = None,
+    rstd_T: Tensor | None = None,
+    weight_K: Tensor | None = None,
+    launch: Launch | None = None,
+) -> Tensor:
+    """(S, T, I) float32: u, not scaled, of each share of the features; x goes into `wide_TL` on the way."""
+    T, K = source_TK.shape
+    launch = fitting(launch or FORWARD, columns=K)
+    splits, per_split = _split_features(K, columns=launch.columns)
+    parts_STI = torch.empty(splits, T, projection.count * projection.rank, dtype=torch.float32, device=source_TK.device)
+    _forward[(T // launch.rows, splits)](
+        source_TK, source_TK if rstd_T is None else rstd_T, source_TK if weight_K is None else weight_K,
+        source_TK if wide_TL is None else wide_TL, parts_STI, projection.a_IK, projection.places_T, projection.site, T,
+        LDS=source_TK.stride(0), K=K, KS=per_split, LDX=0 if wide_TL is None else wide_TL.shape[1],
+        G=projection.count, R=projection.rank, BITS=projection.bits, THRESHOLD=projection.threshold,
+        HAS_NORM=rstd_T is not None, BM=launch.rows, BK=launch.columns, **launch.options(),
+    )  # fmt: skip
+    return parts_STI
 
 
 def _split_features(features: int, *, columns: int) -> tuple[int, int]:
@@ -287,10 +293,9 @@ def add_parts(parts_SIK: Tensor, gradients: Sequence[Gradient | None], *, rank: 
 def _forward(
     source_ptr, rstd_ptr, weight_ptr, wide_ptr, parts_ptr, a_ptr, places_ptr, site, tokens,
     LDS: tl.constexpr, K: tl.constexpr, KS: tl.constexpr, LDX: tl.constexpr, G: tl.constexpr, R: tl.constexpr,
-    BITS: tl.constexpr, THRESHOLD: tl.constexpr, HAS_NORM: tl.constexpr, COPIES: tl.constexpr,
-    BM: tl.constexpr, BK: tl.constexpr,
+    BITS: tl.constexpr, THRESHOLD: tl.constexpr, HAS_NORM: tl.constexpr, BM: tl.constexpr, BK: tl.constexpr,
 ):  # fmt: skip
-    """One program: BM tokens, KS features."""
+    """One program: BM tokens, KS features. LDX: 0 where x is copied nowhere."""
     first = tl.program_id(0).to(tl.int64) * BM
     begin = tl.program_id(1) * KS
     rows = tl.arange(0, BM)
@@ -310,7 +315,7 @@ def _forward(
         if HAS_NORM:
             weight = tl.load(weight_ptr + columns).to(tl.float32)
             x = made_once(x.to(tl.float32) * rstd[:, None] * weight[None, :]).to(x.dtype)
-        if COPIES:
+        if LDX > 0:
             tl.store(wide_ptr + rows[:, None] * LDX + columns[None, :], x)
         if G > 0:
             a = a_ptr + inner[None, :] * K + columns[:, None]

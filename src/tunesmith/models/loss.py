@@ -102,6 +102,39 @@ def _logits(hidden_nD: Tensor, head: Head) -> tuple[Tensor, Tensor | None]:
     return tanh_nV * head.softcap, tanh_nV
 
 
+def _scores(
+    hidden_nD: Tensor, head: Head, labels_n: Tensor, *, needs_gradient: bool
+) -> tuple[Tensor, Tensor, Tensor | None]:
+    """(nll (n,), is_right (n,), the gradient (n, V) of the product with the head's weight)."""
+    labels_n1 = labels_n[:, None]
+    logits_nV, tanh_nV = _logits(hidden_nD, head)
+    largest_n1, arg_n1 = logits_nV.max(-1, keepdim=True)
+    label_n1 = logits_nV.gather(1, labels_n1)
+    exponentials_nV = logits_nV.sub_(largest_n1).exp_()
+    total_n1 = exponentials_nV.sum(-1, keepdim=True)
+    nll_n, is_right_n = (total_n1.log() + largest_n1 - label_n1)[:, 0], (arg_n1 == labels_n1)[:, 0]
+    if not needs_gradient:
+        return nll_n, is_right_n, None
+    # softmax - one-hot, through the softcap and the scale, back to the hidden state.
+    gradient_nV = exponentials_nV.div_(total_n1)
+    gradient_nV.scatter_add_(1, labels_n1, gradient_nV.new_full((), -1.0).expand(labels_n1.shape))
+    if tanh_nV is not None:
+        gradient_nV.mul_(tanh_nV.square_().neg_().add_(1.0))
+    if head.scale != 1.0:
+        gradient_nV.mul_(head.scale)
+    return nll_n, is_right_n, gradient_nV.to(head.weight_VD.dtype)
+
+
+def _scores_by_kernel(
+    hidden_nD: Tensor, head: Head, labels_n: Tensor, *, needs_gradient: bool
+) -> tuple[Tensor, Tensor, Tensor | None]:
+    """The same for a head without scale and softcap: the gradient takes the logits' place."""
+    logits_nV = torch.nn.functional.linear(hidden_nD, head.weight_VD, head.bias_V)
+    factor = torch.ones((), device=hidden_nD.device) if needs_gradient else None
+    nll_n, is_right_n = cross_entropy(logits_nV, labels_n, factor=factor)
+    return nll_n, is_right_n, logits_nV if needs_gradient else None
+
+
 class _HeadLoss(torch.autograd.Function):
     @staticmethod
     def forward(
@@ -112,34 +145,15 @@ class _HeadLoss(torch.autograd.Function):
         nll_N = torch.empty(count, dtype=torch.float32, device=hidden_TD.device)
         is_right_N = torch.empty(count, dtype=torch.bool, device=hidden_TD.device)
         gradient_TD = torch.zeros_like(hidden_TD) if needs_gradient else None
-        takes_kernel = _takes_kernel(hidden_TD, head)
-        factor = torch.ones((), device=hidden_TD.device) if needs_gradient else None
+        scores_of = _scores_by_kernel if _takes_kernel(hidden_TD, head) else _scores
         for start in range(0, count, chunk):
             part = slice(start, start + chunk)
-            if takes_kernel:
-                hidden_nD = hidden_TD.index_select(0, positions_N[part])
-                logits_nV = torch.nn.functional.linear(hidden_nD, head.weight_VD, head.bias_V)
-                nll_N[part], is_right_N[part] = cross_entropy(logits_nV, labels_N[part], factor=factor)
-                if gradient_TD is not None:
-                    gradient_TD.index_copy_(0, positions_N[part], logits_nV @ head.weight_VD)
-                continue
-            places_n, labels_n1 = positions_N[part], labels_N[part, None]
-            logits_nV, tanh_nV = _logits(hidden_TD.index_select(0, places_n), head)
-            largest_n1, arg_n1 = logits_nV.max(-1, keepdim=True)
-            label_n1 = logits_nV.gather(1, labels_n1)
-            exponentials_nV = logits_nV.sub_(largest_n1).exp_()
-            total_n1 = exponentials_nV.sum(-1, keepdim=True)
-            nll_N[part] = (total_n1.log() + largest_n1 - label_n1)[:, 0]
-            is_right_N[part] = (arg_n1 == labels_n1)[:, 0]
-            if gradient_TD is not None:
-                # softmax - one-hot, through the softcap and the scale, back to the hidden state.
-                gradient_nV = exponentials_nV.div_(total_n1)
-                gradient_nV.scatter_add_(1, labels_n1, gradient_nV.new_full((), -1.0).expand(labels_n1.shape))
-                if tanh_nV is not None:
-                    gradient_nV.mul_(tanh_nV.square_().neg_().add_(1.0))
-                if head.scale != 1.0:
-                    gradient_nV.mul_(head.scale)
-                gradient_TD.index_copy_(0, places_n, gradient_nV.to(head.weight_VD.dtype) @ head.weight_VD)
+            hidden_nD = hidden_TD.index_select(0, positions_N[part])
+            nll_N[part], is_right_N[part], gradient_nV = scores_of(
+                hidden_nD, head, labels_N[part], needs_gradient=needs_gradient
+            )
+            if gradient_TD is not None and gradient_nV is not None:
+                gradient_TD.index_copy_(0, positions_N[part], gradient_nV @ head.weight_VD)
         ctx.save_for_backward(gradient_TD)
         ctx.mark_non_differentiable(nll_N, is_right_N)
         return nll_N.sum(), nll_N, is_right_N
