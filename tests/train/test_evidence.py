@@ -38,7 +38,9 @@ def collect(make_job: MakeJob):
         for name, parameter in adapter_parameters(model).items():
             if fill is not None and "lora_B" in name:
                 parameter.data.fill_(fill)
-        return collect_verdict(model, job=job, prepared=prepared, score=score, check_stop=lambda: None)
+        return collect_verdict(
+            model, job=job, prepared=prepared, score=score, validated=(None, None), check_stop=lambda: None
+        )
 
     return call
 

@@ -156,6 +156,22 @@ def test_killed_and_resumed_equals_uninterrupted(make_job: MakeJob, at_step: int
     assert losses(found) == losses(expected)
     assert epochs(found) == epochs(expected)
     assert adapter_hash(killed) == adapter_hash(whole)
+    assert of_kind(found, "verdict")[0]["verdict"] == of_kind(expected, "verdict")[0]["verdict"]
+
+
+def test_the_verdict_scores_again_only_what_this_attempt_has_not_scored(make_job: MakeJob) -> None:
+    base, tuned = "the base on validation rows", "the tuned model on validation rows"
+
+    def scored(found: list[dict[str, Any]]) -> set[str]:
+        return {event["detail"] for event in of_kind(found, "phase")} & {base, tuned}
+
+    whole, resumed = make_job("whole", epochs=2), make_job("resumed", epochs=2)
+    expected = run(whole)
+    assert scored(expected) == set()
+    assert struck(resumed, signal.SIGTERM, at_step=max(losses(expected)) - 1) == 128 + signal.SIGTERM
+    found = run(resumed)
+    assert scored(found) == {base}
+    assert of_kind(found, "verdict")[0]["verdict"] == of_kind(expected, "verdict")[0]["verdict"]
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])

@@ -282,7 +282,7 @@ def add_parts(parts_SIK: Tensor, gradients: Sequence[Gradient | None], *, rank: 
     strides = [(0, 0) if gradient is None else gradient.into_rK.stride() for gradient in filled]
     wanted = [gradient is not None for gradient in filled]
     kept = next((gradient.into_rK.shape[0] for gradient in filled if gradient is not None), 0)
-    _add_parts[(triton.cdiv(K, 64),)](
+    _add_parts[(triton.cdiv(K, 64), len(gradients))](
         parts_SIK, *into, *(0.0 if gradient is None else gradient.factor for gradient in filled), kept, splits,
         *strides[0], *strides[1], *strides[2], *wanted, K=K, G=len(gradients), R=rank, BK=64,
         **Launch(rank, 64, 4, 1).options(),
@@ -455,21 +455,23 @@ def _add_parts(
     WANTED0: tl.constexpr, WANTED1: tl.constexpr, WANTED2: tl.constexpr,
     K: tl.constexpr, G: tl.constexpr, R: tl.constexpr, BK: tl.constexpr,
 ):  # fmt: skip
+    """One program: BK columns of one gradient."""
     columns = (tl.program_id(0) * BK + tl.arange(0, BK))[None, :]
     rank = tl.arange(0, R)[:, None]
-    ok = columns < K
-    if WANTED0:
-        total = _sum_parts(parts_ptr + rank * K + columns, ok, G * R * K, splits) * factor0
-        at = into0 + rank * SR0 + columns * SK0
-        tl.store(at, tl.load(at, mask=ok & (rank < kept), other=0.0) + total, mask=ok & (rank < kept))
-    if WANTED1:
-        total = _sum_parts(parts_ptr + (R + rank) * K + columns, ok, G * R * K, splits) * factor1
-        at = into1 + rank * SR1 + columns * SK1
-        tl.store(at, tl.load(at, mask=ok & (rank < kept), other=0.0) + total, mask=ok & (rank < kept))
-    if WANTED2:
-        total = _sum_parts(parts_ptr + (2 * R + rank) * K + columns, ok, G * R * K, splits) * factor2
-        at = into2 + rank * SR2 + columns * SK2
-        tl.store(at, tl.load(at, mask=ok & (rank < kept), other=0.0) + total, mask=ok & (rank < kept))
+    index = tl.program_id(1)
+    total = _sum_parts(parts_ptr + (index * R + rank) * K + columns, columns < K, G * R * K, splits)
+    ok = (columns < K) & (rank < kept)
+    if WANTED0 and index == 0:
+        _add(into0 + rank * SR0 + columns * SK0, total * factor0, ok)
+    if WANTED1 and index == 1:
+        _add(into1 + rank * SR1 + columns * SK1, total * factor1, ok)
+    if WANTED2 and index == 2:
+        _add(into2 + rank * SR2 + columns * SK2, total * factor2, ok)
+
+
+@jit
+def _add(at, total, ok):
+    tl.store(at, tl.load(at, mask=ok, other=0.0) + total, mask=ok)
 
 
 @jit

@@ -6,7 +6,7 @@
 
 Queries may be the last tokens of each document only: `Documents` holds boundaries of queries and of keys. A tile holds
 all query heads that share a key head, so keys and values are read once for them and their gradients need no second
-sum. Head vectors are handled as two halves, so that the rotation's inverse is elementwise when gradients are written.
+sum. Tiles come in the order of their work, the most first, so that those which end last are short.
 Maths: FlashAttention (Dao et al. 2022), algorithms 1 and 4. On a GPU without Triton: torch's own kernel.
 
 Dimensions: T tokens, Q queries (Q <= T), H query heads, G key-value heads, D head_dim, E = D / 2; n documents.
@@ -24,12 +24,13 @@ from torch import Tensor
 from tunesmith.kernels.backend import Launch, jit, kernel, runs_triton, tl, triton
 from tunesmith.kernels.rope import rotate_backward
 
-# rows: tokens of queries in a tile; columns: keys. H200, 8,192 tokens, dialogues and long documents, 32 query heads on
-# 8 (benchmarks/bench_kernels.py)
+# rows: tokens of queries in a tile; columns: keys. H200, dialogues and long documents, 32 query heads on 8, 16,384
+# tokens with D = 64 and 8,192 with D = 128
 FORWARD = Launch(rows=16, columns=32, warps=4, stages=3)
 QUERY_BACKWARD = Launch(rows=16, columns=32, warps=4, stages=2)
-KEY_BACKWARD = Launch(rows=16, columns=64, warps=4, stages=2)
-
+QUERY_BACKWARD_OF_SMALL = Launch(rows=16, columns=32, warps=4, stages=3, registers=104)  # heads: D up to SMALL_HEAD
+SMALL_HEAD = 64
+KEY_BACKWARD = Launch(rows=32, columns=64, warps=4, stages=3)  # rows: tokens times the heads that share a key head
 
 # Tables lie one after the other in one copy and begin anywhere: else a kernel for each kind of place would be compiled.
 _NOT_SPECIALIZED = ("blocks_ptr", "window")
@@ -41,7 +42,7 @@ class Documents(NamedTuple):
     queries, keys: (n + 1,) cumulative. query_blocks: (blocks, 6) int32 for FORWARD.rows tokens a tile: first query, how
     many, the place of the first among its document's keys, the document's first key, its keys, and how many of those
     have no query. key_blocks: (blocks, 6) for KEY_BACKWARD.columns keys a tile: first key, how many, its place in the
-    document, the document's first query, its queries, and the same. A block of none is passed by.
+    document, the document's first query, its queries, and the same. In any order; a block of none is passed by.
     """
 
     queries: np.ndarray
@@ -77,7 +78,14 @@ def tables(queries: np.ndarray, keys: np.ndarray) -> tuple[np.ndarray, np.ndarra
         ],
         1,
     )
-    return query_blocks, key_blocks
+    return _heaviest_first(query_blocks, seen=query_blocks[:, 2] + query_blocks[:, 1]), _heaviest_first(
+        key_blocks, seen=key_blocks[:, 4] - np.maximum(0, key_blocks[:, 2] - key_blocks[:, 5])
+    )
+
+
+def _heaviest_first(blocks: np.ndarray, *, seen: np.ndarray) -> np.ndarray:
+    """seen: how many tokens of the other kind the tile goes over."""
+    return blocks[np.argsort(-seen, kind="stable")]
 
 
 def _blocks(lengths: np.ndarray, size: int) -> tuple[np.ndarray, np.ndarray]:
@@ -104,8 +112,8 @@ def attend(
     _attend[(len(documents.query_blocks), G)](
         q_QHD, k_TGD, v_TGD, out_QHD, lse_QH, documents.query_blocks, scale * math.log2(math.e), window or 0,
         q_QHD.stride(0), k_TGD.stride(0), v_TGD.stride(0),
-        H=H, REP=H // G, RP=triton.next_power_of_2(H // G), E=D // 2, WINDOWED=window is not None,
-        BT=FORWARD.rows, BN=FORWARD.columns if D > 64 else 2 * FORWARD.columns, **FORWARD.options(),
+        H=H, REP=H // G, RP=triton.next_power_of_2(H // G), D=D, WINDOWED=window is not None,
+        BT=FORWARD.rows, BN=FORWARD.columns, **FORWARD.options(),
     )  # fmt: skip
     return out_QHD, lse_QH
 
@@ -149,20 +157,20 @@ def attend_backward(
     delta_QH = torch.empty(Q, H, dtype=torch.float32, device=q_QHD.device)
     cos, sin = (q_QHD, q_QHD) if query_angles is None else query_angles
     common: dict[str, Any] = {
-        "H": H, "REP": H // G, "RP": triton.next_power_of_2(H // G), "E": D // 2, "WINDOWED": window is not None
+        "H": H, "REP": H // G, "RP": triton.next_power_of_2(H // G), "D": D, "WINDOWED": window is not None
     }  # fmt: skip
+    launch = QUERY_BACKWARD if D > SMALL_HEAD else QUERY_BACKWARD_OF_SMALL
     _backward_queries[(len(documents.query_blocks), G)](
         d_QHD, q_QHD, k_TGD, v_TGD, out_QHD, lse_QH, delta_QH, d_q, cos, sin, documents.query_blocks, scale,
         scale * math.log2(math.e), window or 0, q_QHD.stride(0), k_TGD.stride(0), v_TGD.stride(0), d_q.stride(0),
-        ROTATED=query_angles is not None, BT=FORWARD.rows, BN=QUERY_BACKWARD.columns, **common,
-        **QUERY_BACKWARD.options(),
+        ROTATED=query_angles is not None, BT=launch.rows, BN=launch.columns, **common, **launch.options(),
     )  # fmt: skip
     cos, sin = (q_QHD, q_QHD) if key_angles is None else key_angles
     _backward_keys[(len(documents.key_blocks), G)](
         d_QHD, q_QHD, k_TGD, v_TGD, lse_QH, delta_QH, d_kv, cos, sin, documents.key_blocks, scale,
         scale * math.log2(math.e), window or 0, q_QHD.stride(0), k_TGD.stride(0), v_TGD.stride(0), d_kv.stride(0),
-        size, ROTATED=key_angles is not None, BT=KEY_BACKWARD.rows, BN=KEY_BACKWARD.columns, **common,
-        **KEY_BACKWARD.options(),
+        size, ROTATED=key_angles is not None, BT=max(1, KEY_BACKWARD.rows // common["RP"]),
+        BN=KEY_BACKWARD.columns, **common, **KEY_BACKWARD.options(),
     )  # fmt: skip
 
 
@@ -188,16 +196,25 @@ def attend_reference(
 
 
 @jit
-def _halves(ptr, rows, stride, E: tl.constexpr, ok):
-    """Both halves of head vectors at `rows` elements from ptr: (len(rows), E) each, 0 where not ok."""
-    at = ptr + (rows * stride)[:, None] + tl.arange(0, E)[None, :]
-    return tl.load(at, mask=ok[:, None], other=0.0), tl.load(at + E, mask=ok[:, None], other=0.0)
+def _vectors(ptr, rows, stride, D: tl.constexpr, ok):
+    """Head vectors at `rows` elements from ptr: (len(rows), D), 0 where not ok."""
+    return tl.load(ptr + (rows * stride)[:, None] + tl.arange(0, D)[None, :], mask=ok[:, None], other=0.0)
+
+
+@jit
+def _turned_back(d, cos_ptr, sin_ptr, rows, E: tl.constexpr, ok):
+    """Both halves of gradients (M, 2 E) with the rotation of tokens `rows` undone."""
+    d1, d2 = tl.split(tl.permute(tl.reshape(d, (d.shape[0], 2, E)), (0, 2, 1)))
+    angle = rows[:, None] * E + tl.arange(0, E)[None, :]
+    cos = tl.load(cos_ptr + angle, mask=ok[:, None], other=0.0)
+    sin = tl.load(sin_ptr + angle, mask=ok[:, None], other=0.0)
+    return d1 * cos + d2 * sin, d2 * cos - d1 * sin
 
 
 @kernel(do_not_specialize=_NOT_SPECIALIZED)
 def _attend(
     q_ptr, k_ptr, v_ptr, out_ptr, lse_ptr, blocks_ptr, scale, window, SQ, SK, SV,
-    H: tl.constexpr, REP: tl.constexpr, RP: tl.constexpr, E: tl.constexpr, WINDOWED: tl.constexpr,
+    H: tl.constexpr, REP: tl.constexpr, RP: tl.constexpr, D: tl.constexpr, WINDOWED: tl.constexpr,
     BT: tl.constexpr, BN: tl.constexpr,
 ):  # fmt: skip
     blocks_ptr += tl.program_id(0) * 6
@@ -211,25 +228,22 @@ def _attend(
     row = tl.arange(0, BT * RP)
     token, head = row // RP, row % RP
     ok = (token < count) & (head < REP)
-    half = tl.arange(0, E)
-    at = q_ptr + (first + token)[:, None] * SQ + (group * REP + head)[:, None] * (2 * E) + half[None, :]
-    q1 = tl.load(at, mask=ok[:, None], other=0.0)
-    q2 = tl.load(at + E, mask=ok[:, None], other=0.0)
-    k_ptr += key * SK + group * (2 * E)
-    v_ptr += key * SV + group * (2 * E)
+    value = tl.arange(0, D)
+    q_ptr += first * SQ + group * REP * D
+    q = tl.load(q_ptr + (token * SQ + head * D)[:, None] + value[None, :], mask=ok[:, None], other=0.0)
+    k_ptr += key * SK + group * D
+    v_ptr += key * SV + group * D
     largest = tl.full((BT * RP,), -float("inf"), tl.float32)
     total = tl.zeros((BT * RP,), tl.float32)
-    o1 = tl.zeros((BT * RP, E), tl.float32)
-    o2 = tl.zeros((BT * RP, E), tl.float32)
+    out = tl.zeros((BT * RP, D), tl.float32)
     end = place + count
     begin = 0
     if WINDOWED:
         begin = tl.maximum(0, place - window + 1) // BN * BN
     for n in range(begin, end, BN):
         column = n + tl.arange(0, BN)
-        k1, k2 = _halves(k_ptr, column, SK, E, column < end)
-        scores = tl.dot(q1, tl.trans(k1), input_precision="ieee")
-        scores = tl.dot(q2, tl.trans(k2), scores, input_precision="ieee")
+        k = _vectors(k_ptr, column, SK, D, column < end)
+        scores = tl.dot(q, tl.trans(k), input_precision="ieee")
         distance = (place + token)[:, None] - column[None, :]
         seen = distance >= 0
         if WINDOWED:
@@ -242,13 +256,10 @@ def _attend(
         fade = tl.exp2(largest - top)
         largest = top
         total = total * fade + tl.sum(weights, 1)
-        v1, v2 = _halves(v_ptr, column, SV, E, column < end)
-        weights = weights.to(v1.dtype)
-        o1 = tl.dot(weights, v1, o1 * fade[:, None], input_precision="ieee")
-        o2 = tl.dot(weights, v2, o2 * fade[:, None], input_precision="ieee")
-    out = out_ptr + (first + token)[:, None] * (H * 2 * E) + (group * REP + head)[:, None] * (2 * E) + half[None, :]
-    tl.store(out, o1 / total[:, None], mask=ok[:, None])
-    tl.store(out + E, o2 / total[:, None], mask=ok[:, None])
+        v = _vectors(v_ptr, column, SV, D, column < end)
+        out = tl.dot(weights.to(v.dtype), v, out * fade[:, None], input_precision="ieee")
+    out_ptr += first * (H * D) + group * REP * D
+    tl.store(out_ptr + (token * (H * D) + head * D)[:, None] + value[None, :], out / total[:, None], mask=ok[:, None])
     # kept in nats; 0.693 = ln 2
     tl.store(
         lse_ptr + (first + token) * H + group * REP + head, (largest + tl.log2(total)) * 0.6931471805599453, mask=ok
@@ -259,7 +270,7 @@ def _attend(
 def _backward_queries(
     d_ptr, q_ptr, k_ptr, v_ptr, out_ptr, lse_ptr, delta_ptr, dq_ptr, cos_ptr, sin_ptr, blocks_ptr, scale, scale_2,
     window, SQ, SK, SV, SD,
-    H: tl.constexpr, REP: tl.constexpr, RP: tl.constexpr, E: tl.constexpr, WINDOWED: tl.constexpr,
+    H: tl.constexpr, REP: tl.constexpr, RP: tl.constexpr, D: tl.constexpr, WINDOWED: tl.constexpr,
     ROTATED: tl.constexpr, BT: tl.constexpr, BN: tl.constexpr,
 ):  # fmt: skip
     blocks_ptr += tl.program_id(0) * 6
@@ -273,62 +284,52 @@ def _backward_queries(
     row = tl.arange(0, BT * RP)
     token, head = row // RP, row % RP
     ok = (token < count) & (head < REP)
-    half = tl.arange(0, E)
-    at = q_ptr + (first + token)[:, None] * SQ + (group * REP + head)[:, None] * (2 * E) + half[None, :]
-    q1 = tl.load(at, mask=ok[:, None], other=0.0)
-    q2 = tl.load(at + E, mask=ok[:, None], other=0.0)
-    packed = (first + token)[:, None] * (H * 2 * E) + (group * REP + head)[:, None] * (2 * E) + half[None, :]
-    d1 = tl.load(d_ptr + packed, mask=ok[:, None], other=0.0)
-    d2 = tl.load(d_ptr + packed + E, mask=ok[:, None], other=0.0)
-    o1 = tl.load(out_ptr + packed, mask=ok[:, None], other=0.0)
-    o2 = tl.load(out_ptr + packed + E, mask=ok[:, None], other=0.0)
-    delta = tl.sum(d1.to(tl.float32) * o1.to(tl.float32), 1) + tl.sum(d2.to(tl.float32) * o2.to(tl.float32), 1)
+    value = tl.arange(0, D)
+    q_ptr += first * SQ + group * REP * D
+    q = tl.load(q_ptr + (token * SQ + head * D)[:, None] + value[None, :], mask=ok[:, None], other=0.0)
+    packed = first * (H * D) + group * REP * D + (token * (H * D) + head * D)[:, None] + value[None, :]
+    d = tl.load(d_ptr + packed, mask=ok[:, None], other=0.0)
+    out = tl.load(out_ptr + packed, mask=ok[:, None], other=0.0)
+    delta = tl.sum(d.to(tl.float32) * out.to(tl.float32), 1)
     statistic = (first + token) * H + group * REP + head
     tl.store(delta_ptr + statistic, delta, mask=ok)
     lse = tl.load(lse_ptr + statistic, mask=ok, other=0.0) * 1.4426950408889634
-    k_ptr += key * SK + group * (2 * E)
-    v_ptr += key * SV + group * (2 * E)
-    dq1 = tl.zeros((BT * RP, E), tl.float32)
-    dq2 = tl.zeros((BT * RP, E), tl.float32)
+    k_ptr += key * SK + group * D
+    v_ptr += key * SV + group * D
+    dq = tl.zeros((BT * RP, D), tl.float32)
     end = place + count
     begin = 0
     if WINDOWED:
         begin = tl.maximum(0, place - window + 1) // BN * BN
     for n in range(begin, end, BN):
         column = n + tl.arange(0, BN)
-        k1, k2 = _halves(k_ptr, column, SK, E, column < end)
-        v1, v2 = _halves(v_ptr, column, SV, E, column < end)
-        scores = tl.dot(q1, tl.trans(k1), input_precision="ieee")
-        scores = tl.dot(q2, tl.trans(k2), scores, input_precision="ieee")
+        k = _vectors(k_ptr, column, SK, D, column < end)
+        v = _vectors(v_ptr, column, SV, D, column < end)
+        scores = tl.dot(q, tl.trans(k), input_precision="ieee")
+        through = tl.dot(d, tl.trans(v), input_precision="ieee")
         distance = (place + token)[:, None] - column[None, :]
         seen = distance >= 0
         if WINDOWED:
             seen = seen & (distance < window)
         weights = tl.where(seen, tl.exp2(scores * scale_2 - lse[:, None]), 0.0)
-        through = tl.dot(d1, tl.trans(v1), input_precision="ieee")
-        through = tl.dot(d2, tl.trans(v2), through, input_precision="ieee")
-        ds = (weights * (through - delta[:, None])).to(k1.dtype)
-        dq1 = tl.dot(ds, k1, dq1, input_precision="ieee")
-        dq2 = tl.dot(ds, k2, dq2, input_precision="ieee")
-    dq1 *= scale
-    dq2 *= scale
+        dq = tl.dot((weights * (through - delta[:, None])).to(k.dtype), k, dq, input_precision="ieee")
+    dq *= scale
+    dq_ptr += first * SD + group * REP * D
+    at = (token * SD + head * D)[:, None]
     if ROTATED:
-        angle = (first + token)[:, None] * E + half[None, :]
-        cos = tl.load(cos_ptr + angle, mask=ok[:, None], other=0.0)
-        sin = tl.load(sin_ptr + angle, mask=ok[:, None], other=0.0)
-        turned = dq1 * cos + dq2 * sin
-        dq2 = dq2 * cos - dq1 * sin
-        dq1 = turned
-    out = dq_ptr + (first + token)[:, None] * SD + (group * REP + head)[:, None] * (2 * E) + half[None, :]
-    tl.store(out, dq1, mask=ok[:, None])
-    tl.store(out + E, dq2, mask=ok[:, None])
+        d1, d2 = _turned_back(dq, cos_ptr + first * (D // 2), sin_ptr + first * (D // 2), token, D // 2, ok)
+        half = tl.arange(0, D // 2)[None, :]
+        tl.store(dq_ptr + at + half, d1, mask=ok[:, None])
+        tl.store(dq_ptr + at + D // 2 + half, d2, mask=ok[:, None])
+    else:
+        tl.store(dq_ptr + at + value[None, :], dq, mask=ok[:, None])
 
 
 @kernel(do_not_specialize=_NOT_SPECIALIZED)
 def _backward_keys(
     d_ptr, q_ptr, k_ptr, v_ptr, lse_ptr, delta_ptr, dkv_ptr, cos_ptr, sin_ptr, blocks_ptr, scale, scale_2, window,
     SQ, SK, SV, SD, size,
-    H: tl.constexpr, REP: tl.constexpr, RP: tl.constexpr, E: tl.constexpr, WINDOWED: tl.constexpr,
+    H: tl.constexpr, REP: tl.constexpr, RP: tl.constexpr, D: tl.constexpr, WINDOWED: tl.constexpr,
     ROTATED: tl.constexpr, BT: tl.constexpr, BN: tl.constexpr,
 ):  # fmt: skip
     blocks_ptr += tl.program_id(0) * 6
@@ -344,58 +345,45 @@ def _backward_keys(
     missing = tl.load(blocks_ptr + 5)
     column = tl.arange(0, BN)
     ok = column < count
-    half = tl.arange(0, E)
-    k1, k2 = _halves(k_ptr + key * SK + group * (2 * E), column, SK, E, ok)
-    v1, v2 = _halves(v_ptr + key * SV + group * (2 * E), column, SV, E, ok)
-    dk1 = tl.zeros((BN, E), tl.float32)
-    dk2 = tl.zeros((BN, E), tl.float32)
-    dv1 = tl.zeros((BN, E), tl.float32)
-    dv2 = tl.zeros((BN, E), tl.float32)
+    value = tl.arange(0, D)
+    k = _vectors(k_ptr + key * SK + group * D, column, SK, D, ok)
+    v = _vectors(v_ptr + key * SV + group * D, column, SV, D, ok)
+    dk = tl.zeros((BN, D), tl.float32)
+    dv = tl.zeros((BN, D), tl.float32)
     row = tl.arange(0, BT * RP)
     token, head = row // RP, row % RP
-    q_ptr += first * SQ + group * REP * (2 * E)
-    d_ptr += first * (H * 2 * E) + group * REP * (2 * E)
+    q_ptr += first * SQ + group * REP * D
+    d_ptr += first * (H * D) + group * REP * D
+    lse_ptr += first * H + group * REP
+    delta_ptr += first * H + group * REP
     begin = tl.maximum(0, place - missing) // BT * BT
     end = queries
     if WINDOWED:
         end = tl.minimum(queries, place + count - 1 + window - missing)
     for t in range(begin, end, BT):
         live = (t + token < queries) & (head < REP)
-        at = q_ptr + ((t + token) * SQ + head * (2 * E))[:, None] + half[None, :]
-        q1 = tl.load(at, mask=live[:, None], other=0.0)
-        q2 = tl.load(at + E, mask=live[:, None], other=0.0)
-        at = d_ptr + ((t + token) * (H * 2 * E) + head * (2 * E))[:, None] + half[None, :]
-        d1 = tl.load(at, mask=live[:, None], other=0.0)
-        d2 = tl.load(at + E, mask=live[:, None], other=0.0)
-        statistic = (first + t + token) * H + group * REP + head
+        q = tl.load(q_ptr + ((t + token) * SQ + head * D)[:, None] + value[None, :], mask=live[:, None], other=0.0)
+        d = tl.load(d_ptr + ((t + token) * (H * D) + head * D)[:, None] + value[None, :], mask=live[:, None], other=0.0)
+        statistic = (t + token) * H + head
         lse = tl.load(lse_ptr + statistic, mask=live, other=0.0) * 1.4426950408889634
         delta = tl.load(delta_ptr + statistic, mask=live, other=0.0)
-        scores = tl.dot(k1, tl.trans(q1), input_precision="ieee")
-        scores = tl.dot(k2, tl.trans(q2), scores, input_precision="ieee")
+        scores = tl.dot(k, tl.trans(q), input_precision="ieee")
+        through = tl.dot(v, tl.trans(d), input_precision="ieee")
         distance = (missing + t + token)[None, :] - (place + column)[:, None]
         seen = (distance >= 0) & live[None, :]
         if WINDOWED:
             seen = seen & (distance < window)
         weights = tl.where(seen, tl.exp2(scores * scale_2 - lse[None, :]), 0.0)
-        spread = weights.to(d1.dtype)
-        dv1 = tl.dot(spread, d1, dv1, input_precision="ieee")
-        dv2 = tl.dot(spread, d2, dv2, input_precision="ieee")
-        through = tl.dot(v1, tl.trans(d1), input_precision="ieee")
-        through = tl.dot(v2, tl.trans(d2), through, input_precision="ieee")
-        ds = (weights * (through - delta[None, :])).to(q1.dtype)
-        dk1 = tl.dot(ds, q1, dk1, input_precision="ieee")
-        dk2 = tl.dot(ds, q2, dk2, input_precision="ieee")
-    dk1 *= scale
-    dk2 *= scale
+        dv = tl.dot(weights.to(d.dtype), d, dv, input_precision="ieee")
+        dk = tl.dot((weights * (through - delta[None, :])).to(q.dtype), q, dk, input_precision="ieee")
+    dk *= scale
+    dkv_ptr += key * SD + group * D
+    at = (column * SD)[:, None]
     if ROTATED:
-        angle = (key + column)[:, None] * E + half[None, :]
-        cos = tl.load(cos_ptr + angle, mask=ok[:, None], other=0.0)
-        sin = tl.load(sin_ptr + angle, mask=ok[:, None], other=0.0)
-        turned = dk1 * cos + dk2 * sin
-        dk2 = dk2 * cos - dk1 * sin
-        dk1 = turned
-    out = dkv_ptr + (key + column)[:, None] * SD + group * (2 * E) + half[None, :]
-    tl.store(out, dk1, mask=ok[:, None])
-    tl.store(out + E, dk2, mask=ok[:, None])
-    tl.store(out + size, dv1, mask=ok[:, None])
-    tl.store(out + size + E, dv2, mask=ok[:, None])
+        d1, d2 = _turned_back(dk, cos_ptr + key * (D // 2), sin_ptr + key * (D // 2), column, D // 2, ok)
+        half = tl.arange(0, D // 2)[None, :]
+        tl.store(dkv_ptr + at + half, d1, mask=ok[:, None])
+        tl.store(dkv_ptr + at + D // 2 + half, d2, mask=ok[:, None])
+    else:
+        tl.store(dkv_ptr + at + value[None, :], dk, mask=ok[:, None])
+    tl.store(dkv_ptr + size + at + value[None, :], dv, mask=ok[:, None])

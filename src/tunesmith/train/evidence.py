@@ -54,9 +54,19 @@ class Answers:
 
 
 def collect_verdict(
-    model: nn.Module, *, job: JobFile, prepared: Prepared, score: Score, check_stop: Callable[[], None]
+    model: nn.Module,
+    *,
+    job: JobFile,
+    prepared: Prepared,
+    score: Score,
+    validated: tuple[RowScores | None, RowScores | None],
+    check_stop: Callable[[], None],
 ) -> tuple[Verdict, list[Sample]]:
-    """The verdict on the adapter that `model` holds, and a few held-out prompts with both answers."""
+    """The verdict on the adapter that `model` holds, and a few held-out prompts with both answers.
+
+    validated: scores of the base and of this adapter on all validation rows, where this attempt has them; they would be
+    the same again, so only what is missing is scored.
+    """
     measured_on = "test" if prepared.test is not None else "validation"
     examples = prepared.test if prepared.test is not None else prepared.validation
     fault = _dead(model)
@@ -73,9 +83,12 @@ def collect_verdict(
     if fault:
         return dead_adapter(fault, rows=len(examples), measured_on=measured_on), samples
     rows = np.arange(len(examples))
-    with disabled(model):
-        base = score(examples, rows, f"the base on {measured_on} rows")
-    tuned = score(examples, rows, f"the tuned model on {measured_on} rows")
+    base, tuned = (None, None) if prepared.test is not None else validated
+    if base is None:
+        with disabled(model):
+            base = score(examples, rows, f"the base on {measured_on} rows")
+    if tuned is None:
+        tuned = score(examples, rows, f"the tuned model on {measured_on} rows")
     verdict = judge(
         base,
         tuned,

@@ -43,7 +43,6 @@ from tunesmith.spec.metrics import (
     PathEvent,
     PhaseEvent,
     SamplesEvent,
-    SplitMetrics,
     StepEvent,
     VerdictEvent,
 )
@@ -111,6 +110,7 @@ class Run:
         self.optimizer: FlatAdamW
         self.path: ComputePath
         self.sample_rows: np.ndarray
+        self._validated: dict[int, RowScores] = {}  # of this attempt's epochs; the base's and the best one's
         self._ahead: Ahead | None = None
         self._upcoming: StepWork | None = None
         self._begun: Begun | None = None
@@ -514,6 +514,9 @@ class Run:
         gain = _is_better(metrics, before)
         if epoch > 0 and gain:
             write_best(self.checkpoints, self.optimizer.values_P, epoch=epoch)
+        unwanted = before.best_epoch if gain else epoch
+        if unwanted:  # the base's are kept
+            self._validated.pop(unwanted, None)
         self.state = before.model_copy(
             update={
                 "epochs": [*before.epochs, metrics],
@@ -528,17 +531,19 @@ class Run:
             self.checkpoint()
 
     def _evaluate(self, epoch: int) -> EpochMetrics:
-        validation = self.prepared.validation
-        name = f"epoch {epoch}"
+        rows = self.prepared.validation
+        training = self._finite_scores(self.prepared.training, self.sample_rows, f"epoch {epoch}: training rows")
+        validation = None
+        if rows is not None:
+            validation = self._finite_scores(rows, np.arange(len(rows)), f"epoch {epoch}: validation rows")
+            self._validated[epoch] = validation
         return EpochMetrics(
             epoch=epoch,
-            training=self._metrics(self.prepared.training, self.sample_rows, f"{name}: training rows"),
-            validation=None
-            if validation is None
-            else self._metrics(validation, np.arange(len(validation)), f"{name}: validation rows"),
+            training=training.metrics(),
+            validation=None if validation is None else validation.metrics(),
         )
 
-    def _metrics(self, examples: ExampleSet, rows: np.ndarray, detail: str) -> SplitMetrics:
+    def _finite_scores(self, examples: ExampleSet, rows: np.ndarray, detail: str) -> RowScores:
         scores = self.score(examples, rows, detail)
         if not math.isfinite(float(scores.nll_R.sum())):
             rows_shown = detail.rpartition(": ")[2]
@@ -555,7 +560,7 @@ class Run:
                 field="learning_rate",
                 hint=f"Lower --learning-rate (now {self.settings.learning_rate:g}).",
             )
-        return scores.metrics()
+        return scores
 
     def score(self, examples: ExampleSet, rows: np.ndarray, detail: str) -> RowScores:
         """Scores of rows; where memory runs out the pass is halved, down to one row."""
@@ -629,7 +634,12 @@ class Run:
             self.optimizer.values_P.copy_(values)
         self.phase("evaluating", "the verdict")
         verdict, samples = collect_verdict(
-            self.model, job=self.job, prepared=self.prepared, score=self.score, check_stop=self.check_stop
+            self.model,
+            job=self.job,
+            prepared=self.prepared,
+            score=self.score,
+            validated=(self._validated.get(0), self._validated.get(best)),
+            check_stop=self.check_stop,
         )
         self._tell_replay_fault()
         self.log.append(VerdictEvent(time=now(), verdict=verdict))
