@@ -359,6 +359,20 @@ def test_attention_equals_the_reference(
             assert off(tensor, expected) < 2 * TOLERANCE[dtype]  # weights and their gradients are rounded, too
 
 
+@pytest.mark.parametrize("queries", [[0, 3, 503, 540], [0, 1, 101, 120]], ids=["all queries", "tails"])
+def test_tiles_hold_each_token_once_the_heaviest_first(queries: list[int]) -> None:
+    keys = np.array([0, 3, 503, 540])
+    over_queries, over_keys = tables(np.array(queries), keys)
+    for blocks, total in ((over_queries, queries[-1]), (over_keys, 540)):
+        held = np.concatenate([np.arange(first, first + count) for first, count in blocks[:, :2]])
+        assert sorted(held) == list(range(total))
+    seen_keys = over_queries[:, 1] + over_queries[:, 2]
+    assert (np.diff(seen_keys) <= 0).all() and seen_keys[0] == 500
+    # of a document's queries those from the tile's first key on
+    seen_queries = over_keys[:, 4] - np.maximum(0, over_keys[:, 2] - over_keys[:, 5])
+    assert (np.diff(seen_queries) <= 0).all() and seen_queries[0] == queries[2] - queries[1]
+
+
 def test_sums_go_to_the_adapters_that_are_there_with_their_factor_and_rank() -> None:
     parts = draw(4, 48, 80, seed=1)
     found = []
