@@ -163,8 +163,9 @@ def main() -> None:
     if device == "cuda":
         read_libraries()
     results: list[dict[str, Any]] = []
-    with tempfile.TemporaryDirectory(prefix="tunesmith-result-") as name:
-        folder = Path(name)
+    name = torch.cuda.get_device_name() if device == "cuda" else "cpu"
+    with tempfile.TemporaryDirectory(prefix="tunesmith-result-") as temporary:
+        folder = Path(temporary)
         log = (folder / "log").open("w+")
         for model in arguments.models.split(","):
             started = time.time()
@@ -194,12 +195,12 @@ def main() -> None:
                             shutil.rmtree(into)
                         print("RESULT " + json.dumps(row), flush=True)
                         results.append(row)
+                        if arguments.output is not None:  # kept at once: the call may be cut off
+                            write_json(arguments.output / "time-to-result.json", {"device": name, "rows": results})
             shutil.rmtree(folder / model)
         log.seek(0)
         text = log.read()
-    name = torch.cuda.get_device_name() if device == "cuda" else "cpu"
     if arguments.output is not None:
-        write_json(arguments.output / "time-to-result.json", {"device": name, "rows": results})
         (arguments.output / "time-to-result.log").write_text(text[-200_000:])
     else:
         save("time-to-result", {"device": name, "rows": results}, libraries=("torch", "transformers"))
