@@ -531,17 +531,12 @@ class Run:
             self.checkpoint()
 
     def _evaluate(self, epoch: int) -> EpochMetrics:
-        rows = self.prepared.validation
         training = self._finite_scores(self.prepared.training, self.sample_rows, f"epoch {epoch}: training rows")
         validation = None
-        if rows is not None:
-            validation = self._finite_scores(rows, np.arange(len(rows)), f"epoch {epoch}: validation rows")
-            self._validated[epoch] = validation
-        return EpochMetrics(
-            epoch=epoch,
-            training=training.metrics(),
-            validation=None if validation is None else validation.metrics(),
-        )
+        if (examples := self.prepared.validation) is not None:
+            scores = self._finite_scores(examples, np.arange(len(examples)), f"epoch {epoch}: validation rows")
+            self._validated[epoch], validation = scores, scores.metrics()
+        return EpochMetrics(epoch=epoch, training=training.metrics(), validation=validation)
 
     def _finite_scores(self, examples: ExampleSet, rows: np.ndarray, detail: str) -> RowScores:
         scores = self.score(examples, rows, detail)
